@@ -1,0 +1,144 @@
+"""Which verified rollouts become what: everything right, a hard and clean subset, pairs of right and wrong.
+
+Pure functions from records to records; each returns what it left out, counted by reason. What they return still is
+text: token ids come from model/chat.py, through `sample` and `pair`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from algorist.model.chat import Chat
+from algorist.numerics.address import key
+from algorist.records import Pair, Problem, Rollout, Sample, Verdict, content_id
+
+Drops = Counter[str]
+
+
+def accepted(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> tuple[list[Rollout], Drops]:
+    """Rejection sampling: the rollouts that were verified right."""
+    by_id = {verdict.rollout_id: verdict for verdict in verdicts}
+    kept, dropped = [], Drops()
+    for rollout in rollouts:
+        verdict = by_id.get(rollout.id)
+        if verdict is not None and verdict.right:
+            kept.append(rollout)
+        else:
+            dropped[verdict.reason if verdict else "not verified"] += 1
+    return kept, dropped
+
+
+def pass_rates(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """problem_id → share of its judged rollouts that are right: the problem's difficulty. Unjudged ones count nowhere."""
+    by_id = {verdict.rollout_id: verdict.right for verdict in verdicts}
+    judged: dict[str, list[bool]] = defaultdict(list)
+    for rollout in rollouts:
+        if (right := by_id.get(rollout.id)) is not None:
+            judged[rollout.problem_id].append(right)
+    return {problem_id: sum(rights) / len(rights) for problem_id, rights in judged.items()}
+
+
+def hard_and_clean(
+    right: Iterable[Rollout],
+    problems: Mapping[str, Problem],
+    *,
+    levels: Collection[str],
+    keep_easier: float,
+    per_problem: int,
+    seed: int,
+) -> tuple[list[Rollout], Drops]:
+    """The subset of stage 2: hard levels and a share of the easier ones, and of each problem the shortest chains.
+
+    Args:
+        right        verified-right rollouts
+        levels       that count as hard; all are kept where empty
+        keep_easier  share of the easier problems kept, so that they are not forgotten
+        per_problem  how many rollouts of one problem, shortest first: rambling and corrected slips make a chain long
+    """
+    dropped = Drops()
+    by_problem: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in right:
+        problem = problems[rollout.problem_id]
+        hard = not levels or problem.level in levels
+        if hard or key(seed, "keep easier", problem.id) < keep_easier * 2**63:
+            by_problem[problem.id].append(rollout)
+        else:
+            dropped["easier level"] += 1
+    kept = []
+    for rollouts in by_problem.values():
+        ordered = sorted(rollouts, key=lambda r: (len(r.text), r.id))
+        kept += ordered[:per_problem]
+        dropped["longer than another of its problem"] += max(0, len(ordered) - per_problem)
+    return kept, dropped
+
+
+def pairs(
+    rollouts: Iterable[Rollout], verdicts: Iterable[Verdict], *, per_problem: int, max_length_ratio: float
+) -> tuple[list[tuple[Rollout, Rollout]], Drops]:
+    """(chosen, rejected) of the same problem: right and wrong rollouts matched by length, each used once.
+
+    Args:
+        per_problem       most pairs of one problem
+        max_length_ratio  longest allowed ratio of the two texts' lengths, so that length does not tell them apart
+
+    Returns:
+        The pairs, and how many wrong rollouts found no partner, by reason.
+    """
+    by_id = {verdict.rollout_id: verdict.right for verdict in verdicts}
+    groups: dict[str, tuple[list[Rollout], list[Rollout]]] = defaultdict(lambda: ([], []))
+    for rollout in rollouts:
+        if (right := by_id.get(rollout.id)) is not None and rollout.text:
+            groups[rollout.problem_id][0 if right else 1].append(rollout)
+    found, dropped = [], Drops()
+    for good, bad in groups.values():
+        free = sorted(good, key=lambda r: (len(r.text), r.id))
+        taken = 0
+        for wrong in sorted(bad, key=lambda r: (len(r.text), r.id)):
+            if not good:
+                dropped["no right rollout of its problem"] += 1
+            elif taken == per_problem or not free:
+                dropped["its problem has enough pairs"] += 1
+            else:
+                match = min(free, key=lambda r: abs(len(r.text) - len(wrong.text)))
+                longer, shorter = sorted((len(match.text), len(wrong.text)), reverse=True)
+                if longer > max_length_ratio * shorter:
+                    dropped["no right rollout of similar length"] += 1
+                else:
+                    free.remove(match)
+                    found.append((match, wrong))
+                    taken += 1
+    return found, dropped
+
+
+def samples(
+    rollouts: Sequence[Rollout], problems: Mapping[str, Problem], chat: Chat, *, sequence_length: int
+) -> tuple[list[Sample], Drops]:
+    """Token ids of each rollout as training will see it; what is longer than a row is left out, never cut."""
+    kept, dropped = [], Drops()
+    for rollout in rollouts:
+        prompt = chat.prompt_ids(problems[rollout.problem_id].statement)
+        tokens = prompt + chat.response_ids(rollout.text)
+        if len(tokens) > sequence_length:
+            dropped["longer than sequence_length"] += 1
+        else:
+            identity = content_id("sample", rollout.id, tokens)
+            kept.append(Sample(identity, rollout.problem_id, rollout.id, tokens, len(prompt)))
+    return kept, dropped
+
+
+def token_pairs(
+    found: Sequence[tuple[Rollout, Rollout]], problems: Mapping[str, Problem], chat: Chat, *, sequence_length: int
+) -> tuple[list[Pair], Drops]:
+    """Token ids of each pair; a response that was cut off has no end of turn to prefer or to avoid."""
+    kept, dropped = [], Drops()
+    for right, wrong in found:
+        prompt = chat.prompt_ids(problems[right.problem_id].statement)
+        chosen = prompt + chat.response_ids(right.text, ended=right.finish == "stop")
+        rejected = prompt + chat.response_ids(wrong.text, ended=wrong.finish == "stop")
+        if max(len(chosen), len(rejected)) > sequence_length:
+            dropped["longer than sequence_length"] += 1
+        else:
+            identity = content_id("pair", right.id, wrong.id, chosen, rejected)
+            kept.append(Pair(identity, right.problem_id, right.id, wrong.id, chosen, rejected, len(prompt)))
+    return kept, dropped

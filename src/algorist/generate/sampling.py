@@ -1,0 +1,39 @@
+"""What every engine is told, and what every engine gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; temperature 0 takes the likeliest token."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0  # sample among the likeliest tokens that hold this share of the probability
+    max_tokens: int = 1024  # of the response; a longer one is cut and finishes with "length"
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature} is negative, 0 or more was expected")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p} does not lie in (0, 1]")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens = {self.max_tokens} leaves no room for a response")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response wanted. The same key always gives the same response, whatever is sampled beside it, up to rounding."""
+
+    prompt: tuple[int, ...]
+    key: int  # numerics/address.py
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response as token ids, the end-of-turn token included where it ended by itself."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]  # of `tokens` at the sampling temperature, before top_p
+    finish: str  # "stop" or "length"

@@ -1,0 +1,143 @@
+"""What flows through the house: Problem → Rollout → Verdict → Sample or Pair → Checkpoint → Score.
+
+Each record carries the ids of what it came from, so that a number in the report can be followed back to the
+texts that made it. Ids are content hashes: the same content has the same id on every machine, and nothing is
+numbered by the order in which it happened to arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+
+LEVELS = ("elementary", "middle", "high school", "college", "graduate")
+
+
+def content_id(*parts: object) -> str:
+    """16 hexadecimal digits that depend on every part, their types and their order."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def normalised(statement: str) -> str:
+    """The statement in lower case with runs of white space folded: what makes two statements the same problem."""
+    return re.sub(r"\s+", " ", statement).strip().lower()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with the answer its source gives."""
+
+    id: str  # content_id of the normalised statement
+    statement: str
+    answer: str  # gold, as the source wrote it
+    kind: str = ""  # number, expression, choice; empty when the source does not say
+    domain: str = ""
+    level: str = ""  # one of LEVELS, or empty
+    source: str = ""
+
+    @classmethod
+    def of(cls, statement: str, answer: str, **labels: str) -> Problem:
+        """A problem whose id is computed from its statement."""
+        return cls(content_id("problem", normalised(statement)), statement, answer, **labels)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to one problem, with everything needed to know where it came from."""
+
+    id: str
+    problem_id: str
+    text: str
+    sampler: str  # model name or checkpoint id
+    index: int = 0  # which of the problem's samples this is
+    seed: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 0  # the limit it was sampled under, 0 when unknown
+    finish: str = "stop"  # "stop": ended by itself; "length": cut at max_tokens
+    num_tokens: int = 0  # of the response, in the sampler's own tokens; 0 when unknown
+    tokens: tuple[int, ...] | None = None  # response ids, where the engine gives them
+    logprobs: tuple[float, ...] | None = None  # of `tokens`, at `temperature`
+
+    @classmethod
+    def of(cls, problem_id: str, text: str, sampler: str, *, index: int = 0, seed: int = 0, **rest: object) -> Rollout:
+        """A rollout whose id is computed from problem, sampler, sampling settings and sample index."""
+        sampling = [rest.get(key) for key in ("temperature", "top_p", "max_tokens")]
+        identity = content_id("rollout", problem_id, sampler, sampling, seed, index)
+        return cls(identity, problem_id, text, sampler, index, seed, **rest)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a rollout's answer equals the gold one. `right` is None when that could not be judged."""
+
+    rollout_id: str
+    right: bool | None
+    reason: str  # equal, different, no answer, cut off, gold unreadable, timed out, crashed
+    extracted: str  # the answer found in the text, empty when none was
+    verifier: str  # name and version of what decided
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and one verified-right response, as token ids: what stages 1 and 2 learn from."""
+
+    id: str
+    problem_id: str
+    rollout_id: str
+    tokens: tuple[int, ...]  # prompt, response and end of turn, rendered by model/chat.py
+    prompt_len: int  # how many of `tokens` belong to the prompt
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A right and a wrong response to one problem, as token ids: what stage 3 learns from."""
+
+    id: str
+    problem_id: str
+    chosen_id: str  # rollout ids
+    rejected_id: str
+    chosen: tuple[int, ...]  # prompt, response and, where the response ended by itself, the end of turn
+    rejected: tuple[int, ...]
+    prompt_len: int
+    chosen_ref_logprob: float | None = None  # summed over the response, under the reference policy
+    rejected_ref_logprob: float | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved policy and what it was made from."""
+
+    id: str  # hash of the weight files
+    stage: str
+    step: int
+    parents: tuple[str, ...] = ()  # checkpoint and data-set ids
+    tokens: int = 0  # trained on in this stage
+    seconds: float = 0.0  # spent in this stage's loop
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of the report. Shares lie in [0, 1]; `change` is against the stage before, paired by problem."""
+
+    stage: str
+    checkpoint_id: str
+    benchmark: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    change: float | None
+    change_low: float | None
+    change_high: float | None
+    problems: int
+    samples: int  # per problem
+    mean_len: float  # response tokens
+    ended: float  # share of responses that ended by themselves
+    no_answer: float  # share in which no answer was found
+    unjudged: float  # share that could not be judged; counted as not right
+    tokens: int  # trained on in this stage
+    seconds: float  # training, this stage

@@ -1,0 +1,114 @@
+"""What a stage is. Stages and the loop never see each other; they meet here.
+
+A stage is a record of settings and four functions, read in the order in which they are called: `curate` chooses the
+records it learns from, `plan` says how many steps that makes, `steps` yields the micro-batches of one optimizer
+step after another, `loss` turns one into a weighted sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from algorist import store
+from algorist.model.batches import Batch, GroupBatch, PairBatch
+from algorist.model.chat import Chat
+from algorist.model.policy import Policy
+from algorist.numerics.losses import Loss
+from algorist.recipe import Recipe
+
+AnyBatch = Batch | PairBatch | GroupBatch
+
+
+@dataclass(frozen=True)
+class Training:
+    """The loop's keys: every stage's section takes them, each stage with defaults of its own."""
+
+    learning_rate: float = 1e-5  # peak
+    warmup: float = 0.1  # share of the steps over which the rate rises
+    end_learning_rate: float = 0.0  # share of the peak that the cosine falls to; 1 keeps it constant
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_size: int = 128  # rows, pairs or prompts of one optimizer step
+    tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
+    save_every: int = 200  # optimizer steps between two saves that a killed run can go on from
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.tokens_per_batch < 1 or self.save_every < 1:
+            raise ValueError("batch_size, tokens_per_batch and save_every must be at least 1.")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup = {self.warmup} is a share of the steps, 0 to 1 was expected.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much work a stage is; known before any of it is done."""
+
+    num_steps: int
+    documents: int  # that the stage learns from
+    tokens: int  # of these documents together, 0 where they are sampled on the way
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: micro-batches, and what the journal should know of where they came from."""
+
+    batches: tuple[AnyBatch, ...]
+    facts: Mapping[str, float] = field(default_factory=dict)
+    may_stop: bool = True  # False between two optimizer steps on one generation: a save there could not be resumed
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage's functions are given: the recipe, where things lie, and where to begin."""
+
+    recipe: Recipe
+    root: Path  # the run folder
+    stage: Stage
+    parent: str  # folder or hub name of the model this stage starts from
+    chat: Chat
+    precision: str
+    start: int = 0  # first step to take; not 0 when a killed run goes on
+
+    @property
+    def folder(self) -> Path:
+        """This stage's own folder."""
+        return self.root / self.stage.name
+
+    @property
+    def data(self) -> Path:
+        """The data set that `curate` made."""
+        return self.folder / "data"
+
+    @property
+    def settings(self) -> Any:
+        """The stage's own keys."""
+        return self.recipe.of(self.stage.name, self.stage.settings)
+
+    @property
+    def training(self) -> Training:
+        """The loop's keys."""
+        return self.recipe.of(self.stage.name, Training)
+
+    @property
+    def seed(self) -> int:
+        """The recipe's."""
+        return self.recipe.seed
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the recipe."""
+
+    name: str  # section of the recipe, folder of the run
+    settings: type  # this stage's own keys
+    training: Training  # the loop's keys with this stage's defaults
+    reads: tuple[str, ...]  # other sections of the recipe that `curate` and `steps` look at
+    curate: Callable[[Run], store.Manifest]
+    plan: Callable[[Run], Plan]
+    steps: Callable[[Run, Policy], Iterator[Step]]
+    loss: Callable[[Policy, Any, Any], Loss]
+    with_critic: Callable[[Any], bool] = lambda settings: False

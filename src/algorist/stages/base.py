@@ -1,0 +1,59 @@
+"""Stage 0 of the toy recipe: the base model itself, by next-token prediction on plain text.
+
+It exists only where the recipe says `[model] base = "toy"`. Plain arithmetic and problems with bare answers make a
+model that knows the parts and the form, and gets few problems right: what a base model is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from algorist import store
+from algorist.numerics.address import rng
+from algorist.records import Sample, content_id
+from algorist.stage import Run, Stage, Training
+from algorist.stages import midtrain
+from algorist.toy import base, world
+
+
+@dataclass(frozen=True)
+class Settings:
+    """[base], beside the loop's keys; the shape of the model and the size of its corpus"""
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_heads: int = 4  # half as many key heads
+    mlp_size: int = 384
+    context: int = 512  # tokens
+    equation_lines: int = 4_000
+    equations_per_line: int = 8
+    bare_answers: int = 4_000  # problems with an answer and no reasoning
+    sequence_length: int = 512
+    packing: bool = True
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_heads % 2 or self.hidden_size % self.num_heads:
+            raise ValueError("num_heads must be even and divide hidden_size.")
+
+
+def curate(run: Run) -> store.Manifest:
+    """Lines of equations, and problems answered at once."""
+    settings, chat, samples = run.settings, run.chat, []
+    bos = (chat.tokenizer.bos_token_id,)
+    for index in range(settings.equation_lines):
+        text = base.equations(run.seed, index, settings.equations_per_line)
+        samples.append(_sample("equations", bos + chat.response_ids(text, ended=False), 1))
+    for problem in world.problems(run.seed, "base", settings.bare_answers, range(1, 9)):
+        prompt = chat.prompt_ids(problem.statement)
+        samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))
+    order = rng(run.seed, "base corpus").permutation(len(samples))
+    return store.write(run.data, Sample, [samples[i] for i in order])
+
+
+def _sample(problem_id: str, tokens: tuple[int, ...], prompt_len: int) -> Sample:
+    return Sample(content_id("sample", problem_id, tokens), problem_id, "", tokens, prompt_len)
+
+
+plan, steps, loss = midtrain.plan, midtrain.steps, midtrain.loss
+STAGE = Stage("base", Settings, Training(batch_size=4), (), curate, plan, steps, loss)

@@ -1,0 +1,86 @@
+"""Stage 1: distillation as mid-training, on every rollout that was verified right, packed.
+
+The paper trains on as much verified chain of thought as it has, several short examples sharing a sequence. It does
+not say whether attention crosses the borders of examples, nor whether prompts are trained on; here documents never
+see each other, and the loss covers responses only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from algorist import store
+from algorist.data import curate as curation
+from algorist.model.batches import Batch, Document, token_mean
+from algorist.model.policy import Policy
+from algorist.numerics import losses
+from algorist.numerics.address import rng
+from algorist.numerics.losses import Loss
+from algorist.numerics.packing import pack
+from algorist.records import Problem, Rollout, Sample, Verdict
+from algorist.stage import Plan, Run, Stage, Step, Training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """[midtrain], beside the loop's keys"""
+
+    sequence_length: int = 16_384  # tokens of a row; longer samples are left out, with a count
+    packing: bool = True  # False: one sample per row
+    epochs: int = 5
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.sequence_length < 2:
+            raise ValueError("epochs must be at least 1 and sequence_length at least 2.")
+
+
+def curate(run: Run) -> store.Manifest:
+    """Everything the teacher got right and that fits a row."""
+    rollouts, verdicts = store.read(run.root / "rollouts", Rollout), store.read(run.root / "verdicts", Verdict)
+    problems = {problem.id: problem for problem in store.read(run.root / "problems", Problem)}
+    right, wrong = curation.accepted(rollouts, verdicts)
+    samples, too_long = curation.samples(right, problems, run.chat, sequence_length=run.settings.sequence_length)
+    parents = [store.manifest(run.root / name).id for name in ("rollouts", "verdicts")]
+    return store.write(run.data, Sample, samples, parents=parents, dropped=wrong + too_long)
+
+
+def plan(run: Run) -> Plan:
+    """Rows of one epoch, a step for each full batch of them; a last, smaller batch makes a step too."""
+    lengths = _lengths(store.read(run.data, Sample))
+    rows = _rows(lengths, run.settings)
+    per_epoch = -(-len(rows) // run.training.batch_size)
+    return Plan(per_epoch * run.settings.epochs, len(lengths), sum(lengths))
+
+
+def steps(run: Run, policy: Policy) -> Iterator[Step]:
+    """Rows in an order of their own for each epoch; an optimizer step is a batch of rows, its loss a token mean."""
+    samples = store.read(run.data, Sample)
+    rows = _rows(_lengths(samples), run.settings)
+    size = run.training.batch_size
+    per_epoch = -(-len(rows) // size)
+    for index in range(run.start, per_epoch * run.settings.epochs):
+        epoch, place = divmod(index, per_epoch)
+        order = rng(run.seed, run.stage.name, "rows", epoch).permutation(len(rows))
+        chosen = order[place * size : (place + 1) * size]
+        documents = [Document.of(samples[i].tokens, samples[i].prompt_len) for row in chosen for i in rows[row]]
+        batches = token_mean(documents, run.training.tokens_per_batch)
+        yield Step(tuple(batches), {"tokens": sum(len(d.tokens) for d in documents)})
+
+
+def loss(policy: Policy, batch: Batch, settings: Any) -> Loss:
+    """Next-token cross-entropy over responses."""
+    return losses.cross_entropy(policy.logprobs(batch), batch.weights)
+
+
+def _lengths(samples: Sequence[Sample]) -> list[int]:
+    return [len(sample.tokens) for sample in samples]
+
+
+def _rows(lengths: Sequence[int], settings: Any) -> list[list[int]]:
+    """Which samples stand in which row."""
+    return pack(lengths, settings.sequence_length) if settings.packing else [[i] for i in range(len(lengths))]
+
+
+STAGE = Stage("midtrain", Settings, Training(batch_size=128), (), curate, plan, steps, loss)

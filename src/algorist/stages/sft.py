@@ -1,0 +1,58 @@
+"""Stage 2: supervised fine-tuning on the hard and clean subset, one example per row.
+
+The paper trains without packing here, so that the model learns when to stop. Against stage 1 two things change and
+nothing else: which samples are kept, and how many make up an optimizer step (examples, not full rows). The paper
+does not print its selection rule; ours is: hard levels and a share of the others, so that those are not forgotten,
+and the shortest right responses of each problem, because rambling and corrected slips make a chain long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from algorist import store
+from algorist.data import curate as curation
+from algorist.records import LEVELS, Problem, Rollout, Sample, Verdict
+from algorist.stage import Run, Stage, Training
+from algorist.stages import midtrain
+
+
+@dataclass(frozen=True)
+class Settings:
+    """[sft], beside the loop's keys"""
+
+    sequence_length: int = 20_480  # tokens; longer samples are left out, with a count
+    packing: bool = False
+    epochs: int = 5
+    levels: tuple[str, ...] = ("college", "graduate")  # that count as hard; all where empty
+    keep_easier: float = 0.1  # share of the other levels' problems that stay
+    per_problem: int = 1  # right responses of one problem, shortest first
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.sequence_length < 2 or self.per_problem < 1:
+            raise ValueError("epochs and per_problem must be at least 1 and sequence_length at least 2.")
+        if unknown := set(self.levels) - set(LEVELS):
+            raise ValueError(f"levels has {', '.join(sorted(unknown))}. Known here: {', '.join(LEVELS)}.")
+
+
+def curate(run: Run) -> store.Manifest:
+    """The hard and clean part of what stage 1 learned from."""
+    settings = run.settings
+    rollouts, verdicts = store.read(run.root / "rollouts", Rollout), store.read(run.root / "verdicts", Verdict)
+    problems = {problem.id: problem for problem in store.read(run.root / "problems", Problem)}
+    right, wrong = curation.accepted(rollouts, verdicts)
+    chosen, easier = curation.hard_and_clean(
+        right,
+        problems,
+        levels=settings.levels,
+        keep_easier=settings.keep_easier,
+        per_problem=settings.per_problem,
+        seed=run.seed,
+    )
+    samples, too_long = curation.samples(chosen, problems, run.chat, sequence_length=settings.sequence_length)
+    parents = [store.manifest(run.root / name).id for name in ("rollouts", "verdicts")]
+    return store.write(run.data, Sample, samples, parents=parents, dropped=wrong + easier + too_long)
+
+
+plan, steps, loss = midtrain.plan, midtrain.steps, midtrain.loss
+STAGE = Stage("sft", Settings, Training(batch_size=128), (), curate, plan, steps, loss)

@@ -1,0 +1,90 @@
+"""The toy's base model: a small Phi-3, its tokenizer and chat template, and the plain texts it is trained on.
+
+Like a real base model it can do the parts (arithmetic) and has seen the form (questions with answers), but nobody
+has shown it how to reason from one to the other.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
+
+from algorist.numerics.address import key, rng
+from algorist.toy import teacher, world
+
+SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<unk>")
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# One piece per word and per digit, each with the space before it, so that pieces join to the text they came from.
+_PIECE = r" ?\\boxed\{| ?</?think>| ?[A-Za-z]+| ?[0-9]| ?[^A-Za-z0-9\s]"
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer that knows every word of this world."""
+    texts = [text for text, _ in world.SENTENCES.values()]
+    texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . ,", "{", "}"]
+    texts += [" ".join(world.NAMES), " ".join(world.THINGS), "0123456789"]
+    blanked = [re.sub(r"\{(who|n|thing)\}", " ", text.replace("{{", "{").replace("}}", "}")) for text in texts]
+    pieces = {piece.strip() for text in blanked for piece in re.findall(_PIECE, text)}
+    vocabulary = [*SPECIAL, *sorted(space + piece for piece in pieces for space in ("", " "))]
+    ids = {piece: index for index, piece in enumerate(vocabulary)}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
+    inner.decoder = decoders.Fuse()
+    named = {"pad_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "eos_token": "<|end|>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        chat_template=TEMPLATE,
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+
+
+def model(
+    vocab_size: int, seed: int, *, hidden_size: int, num_layers: int, num_heads: int, mlp_size: int, context: int
+) -> Phi3ForCausalLM:
+    """A randomly initialised Phi-3: grouped-query attention, partial rotary embedding, tied embeddings."""
+    config = Phi3Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=mlp_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 2,
+        max_position_embeddings=context,
+        original_max_position_embeddings=context,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75},
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=SPECIAL.index("<|end|>"),
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "toy model"))
+        return Phi3ForCausalLM(config)
+
+
+def equations(seed: int, index: int, count: int) -> str:
+    """A line of `count` correct equations within the world's numbers: plain arithmetic text."""
+    generator = rng(seed, "toy equations", index)
+    parts = []
+    for _ in range(count):
+        a, b = (int(x) for x in generator.integers(1, world.LARGEST + 1, 2))
+        n = int(generator.integers(2, 10))
+        small = int(generator.integers(1, world.LARGEST // n + 1))
+        low, high = min(a, b), max(a, b)
+        forms = [f"{small} * {n} = {small * n}.", f"{small * n} / {n} = {small}."]
+        forms += [f"{low} + {high - low} = {high}."] * (low < high) + [f"{high} - {low} = {high - low}."]
+        parts.append(forms[int(generator.integers(len(forms)))])
+    return " ".join(parts)
+
+
+def bare_answer(answer: str) -> str:
+    """A response without reasoning."""
+    return teacher.PHRASES["final"].format(n=answer)

@@ -1,0 +1,98 @@
+"""THE loop. Every stage is trained by it, and it knows none of them.
+
+For each step: loss, backward, clip; refuse a loss that is not finite before any weight has moved; step; journal;
+save where a save can be resumed from exactly. Nothing here divides: weights carry the normalisation.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from algorist import journal, store
+from algorist.journal import Journal
+from algorist.model import checkpoints
+from algorist.model.optimizers import Optimizer
+from algorist.model.policy import Policy
+from algorist.numerics.schedules import learning_rate
+from algorist.records import Checkpoint
+from algorist.stage import Run
+
+
+def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
+    """Train one stage to its end, or resume it, and return its checkpoint, `<run>/<stage>/checkpoint`.
+
+    Raises:
+        RunError where a loss is not finite; the last save stays.
+    """
+    stage, training = run.stage, run.training
+    plan = stage.plan(run)
+    policy, optimizer, run = _open(run)
+    if run.start:
+        say(f"{stage.name}: goes on at step {run.start} of {plan.num_steps}")
+    policy.train()
+    with Journal(run.folder, total=plan.num_steps, title=stage.name, start=run.start) as log:
+        for index, step in enumerate(stage.steps(run, policy), run.start):
+            with log.step(index) as entry:
+                entry.set(**step.facts)
+                for batch in step.batches:
+                    loss = stage.loss(policy, batch.to(policy.device), run.settings)
+                    loss.value.backward()  # type: ignore[no-untyped-call]
+                    entry.add(loss.metrics)
+                norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), training.max_grad_norm)
+                rate = learning_rate(
+                    index,
+                    plan.num_steps,
+                    peak=training.learning_rate,
+                    warmup=training.warmup,
+                    end=training.end_learning_rate,
+                )
+                entry.set(grad_norm=norm, lr=rate)
+                entry.refuse_unless_finite()
+                optimizer.step(rate)
+            if step.may_stop and (index + 1) % training.save_every == 0 and index + 1 < plan.num_steps:
+                _save(run, policy, optimizer, index + 1)
+    return _finish(run, policy, plan.num_steps)
+
+
+def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
+    """The policy and optimizer of the last save, or of the parent, and the run with the step to begin at."""
+    saves = _saves(run.folder)
+    source = str(saves[-1]) if saves else run.parent
+    critic = run.stage.with_critic(run.settings)
+    policy = checkpoints.open_policy(source, precision=run.precision, with_critic=critic)
+    optimizer = Optimizer(policy, kind=run.training.optimizer, weight_decay=run.training.weight_decay)
+    if not saves:
+        return policy, optimizer, run
+    checkpoints.load_optimizer(saves[-1], optimizer)
+    return policy, optimizer, replace(run, start=checkpoints.card(saves[-1]).step)
+
+
+def _saves(folder: Path) -> list[Path]:
+    """Saves of an unfinished stage, oldest first. A folder with its final name is whole."""
+    return sorted(folder.glob("step-*"))
+
+
+def _save(run: Run, policy: Policy, optimizer: Optimizer, step: int) -> None:
+    card = Checkpoint("", run.stage.name, step)
+    old = _saves(run.folder)
+    checkpoints.save(run.folder / f"step-{step:07d}", policy, run.chat.tokenizer, card, optimizer)
+    for folder in old:
+        shutil.rmtree(folder)
+
+
+def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
+    """The stage's checkpoint, with its parents; only then are the saves on the way deleted."""
+    tokens, seconds = journal.totals(run.folder)
+    parents = [store.manifest(run.data).id]
+    if (Path(run.parent) / checkpoints.CARD).exists():
+        parents.insert(0, checkpoints.card(Path(run.parent)).id)
+    card = Checkpoint("", run.stage.name, num_steps, tuple(parents), tokens, seconds)
+    card = checkpoints.save(run.folder / "checkpoint", policy, run.chat.tokenizer, card)
+    for folder in _saves(run.folder):
+        shutil.rmtree(folder)
+    return card

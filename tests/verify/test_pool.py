@@ -1,0 +1,178 @@
+"""Pool: right verdicts in order, and nothing a model writes can hang it, crash it or outlive it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from algorist.errors import RecordError, RunError
+from algorist.records import Rollout, Verdict
+from algorist.verify import pool as pool_module
+from algorist.verify.equal import verifier
+from algorist.verify.pool import Pool
+
+HANGS = r"\boxed{99999999!}"  # math-verify computes it, for hours
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(workers=1, seconds=2.0) as shared:
+        yield shared
+
+
+def judge(pool: Pool, *pairs: tuple[str, str], finish: str = "stop") -> list[Verdict]:
+    rollouts = [Rollout.of(f"p{i}", text, "test", finish=finish) for i, (_, text) in enumerate(pairs)]
+    verdicts = pool.verdicts(rollouts, {f"p{i}": gold for i, (gold, _) in enumerate(pairs)})
+    assert [verdict.rollout_id for verdict in verdicts] == [rollout.id for rollout in rollouts]
+    return verdicts
+
+
+def outcomes(verdicts: list[Verdict]) -> list[tuple[bool | None, str, str]]:
+    return [(verdict.right, verdict.reason, verdict.extracted) for verdict in verdicts]
+
+
+def pids(pool: Pool) -> list[int]:
+    return [worker.process.pid for worker in pool._workers]
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_cheap_verdicts_start_no_worker() -> None:
+    with Pool() as cheap:
+        verdicts = judge(cheap, ("18", r"\boxed{18}"), ("1/2", "A: 0.25"), ("3", "about 3"), ("", r"\boxed{3}"))
+        assert outcomes(verdicts) == [
+            (True, "equal", "18"),
+            (False, "different", "0.25"),
+            (False, "no answer", ""),
+            (None, "gold unreadable", "3"),
+        ]
+        assert {verdict.verifier for verdict in verdicts} == {verifier()}
+        assert pids(cheap) == []
+
+
+def test_an_answer_that_was_cut_off_is_not_given() -> None:
+    with Pool() as cheap:
+        assert outcomes(judge(cheap, ("3", "<think>so"), finish="length")) == [(False, "cut off", "")]
+        assert outcomes(judge(cheap, ("3", r"\boxed{3} and"), finish="length")) == [(True, "equal", "3")]
+
+
+def test_an_endless_answer_is_not_kept() -> None:
+    with Pool() as cheap:
+        verdict = judge(cheap, ("3", r"\boxed{" + "3" * 500_000 + "}"))[0]
+    assert (verdict.right, verdict.reason, len(verdict.extracted)) == (False, "too long", 2_000)
+
+
+def test_twenty_thousand_cheap_verdicts_are_quick() -> None:
+    text = "We add. 17 + 25 = 42, and carry. " * 5
+    rollouts = [Rollout.of(f"p{i % 500}", rf"{text}\boxed{{{i % 97}}}", "toy", index=i) for i in range(20_000)]
+    golds = {f"p{i}": str(i % 89) for i in range(500)}
+    with Pool() as cheap:
+        started = time.perf_counter()
+        verdicts = cheap.verdicts(rollouts, golds)
+        assert time.perf_counter() - started < 1.5
+    assert [verdict.right for verdict in verdicts] == [i % 97 == i % 500 % 89 for i in range(20_000)]
+
+
+def test_hostile_answers_cost_their_own_verdicts_only(pool: Pool) -> None:
+    verdicts = judge(
+        pool,
+        ("x+1", r"\boxed{1+x}"),
+        ("1", HANGS),
+        ("x+1", r"\boxed{x+2}"),
+        ("x", r"\boxed{" + "(" * 900 + ")" * 900 + "}"),
+        ("x", "\\boxed{\ud800\x00\u2028}"),
+        ("x", r"\boxed{__import__('os').system('touch hacked')}"),
+        ("2x", r"\boxed{x+x}"),
+    )
+    right = [verdict.right for verdict in verdicts]
+    assert (right[0], right[2], right[6]) == (True, False, True)
+    assert (right[1], verdicts[1].reason) == (None, "timed out")
+    assert right[3] is not True
+    assert (right[4], right[5]) == (False, False)
+    assert not Path("hacked").exists()
+
+
+def test_nothing_is_asked_twice(pool: Pool) -> None:
+    judge(pool, ("1", HANGS))
+    started = time.perf_counter()
+    verdicts = judge(pool, *[("1", HANGS)] * 100)
+    assert time.perf_counter() - started < 0.5
+    assert {verdict.reason for verdict in verdicts} == {"timed out"}
+
+
+def test_a_worker_that_died_idle_is_replaced(pool: Pool) -> None:
+    judge(pool, ("y+1", r"\boxed{1+y}"))
+    (first,) = pids(pool)
+    pool._workers[0].process.kill()
+    pool._workers[0].process.wait()
+    assert judge(pool, ("y+2", r"\boxed{2+y}"))[0].right is True
+    assert pids(pool) != [first]
+
+
+def test_a_worker_is_replaced_after_many_tasks(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge(pool, ("z+1", r"\boxed{1+z}"))
+    before = pids(pool)
+    monkeypatch.setattr(pool_module, "TASKS_PER_WORKER", 1)
+    assert judge(pool, ("z+2", r"\boxed{2+z}"))[0].right is True
+    assert pids(pool) != before
+
+
+def test_a_worker_that_crashes_leaves_its_verdict_open_in_any_thread() -> None:
+    found: list[Verdict] = []
+    with Pool(workers=1, seconds=60.0) as patient:
+        assert judge(patient, ("x+1", r"\boxed{1+x}"))[0].right is True
+        (worker,) = pids(patient)
+        asking = threading.Thread(target=lambda: found.extend(judge(patient, ("1", HANGS), ("x+2", r"\boxed{2+x}"))))
+        asking.start()
+        while not (patient._workers and patient._workers[0].task):
+            time.sleep(0.01)
+        os.kill(worker, signal.SIGKILL)
+        asking.join(timeout=30)
+    assert [(verdict.right, verdict.reason) for verdict in found] == [(None, "crashed"), (True, "equal")]
+
+
+def test_closing_leaves_no_process() -> None:
+    with Pool(workers=1) as closing:
+        judge(closing, ("x+1", r"\boxed{1+x}"))
+        (worker,) = pids(closing)
+        assert alive(worker)
+    assert not alive(worker)
+
+
+def test_a_script_without_a_main_guard_may_use_it_and_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from algorist.records import Rollout\nfrom algorist.verify.pool import Pool\n"
+        "pool = Pool(workers=1)\n"
+        "print(pool.verdicts([Rollout.of('p', r'\\boxed{x+x}', 'test')], {'p': '2x'})[0].right)\n"
+        "print(pool._workers[0].process.pid, flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True, timeout=60)
+    right, worker = done.stdout.split()
+    assert (right, done.stderr) == ("True", "")
+    assert not alive(int(worker))
+
+
+def test_a_rollout_without_a_gold_answer_is_refused() -> None:
+    rollout = Rollout.of("p1", r"\boxed{3}", "test")
+    with Pool() as cheap, pytest.raises(RecordError) as refused:
+        cheap.verdicts([rollout], {"p2": "3"})
+    assert str(refused.value) == (
+        f"rollout {rollout.id}: its problem p1 has no gold answer here. "
+        "Verify rollouts together with the problems they were sampled for."
+    )
+
+
+def test_a_worker_that_cannot_start_is_an_error_not_a_verdict() -> None:
+    with Pool(workers=1, memory_mib=48) as tight, pytest.raises(RunError, match="a worker could not start"):
+        judge(tight, ("x+1", r"\boxed{1+x}"))
