@@ -20,18 +20,21 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-# One piece per word and per digit, each with the space before it, so that pieces join to the text they came from.
-_PIECE = r" ?\\boxed\{| ?</?think>| ?[A-Za-z]+| ?[0-9]| ?[^A-Za-z0-9\s]"
+# One piece per word and per number up to 99. Spaces belong to words and signs, never to numbers, so that a number is
+# the same token wherever it stands; pieces join to exactly the text they came from.
+_CORE = r"(?:\\boxed\{|</?think>|[A-Za-z]+|[^A-Za-z0-9\s])"
+_PIECE = rf" ?{_CORE}(?: (?=[0-9]))?|[0-9]{{1,2}}"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer that knows every word of this world."""
     texts = [text for text, _ in world.SENTENCES.values()]
-    texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . ,", "{", "}"]
-    texts += [" ".join(world.NAMES), " ".join(world.THINGS), "0123456789"]
+    texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . , Day:", "{", "}"]
+    texts += [" ".join(world.NAMES), " ".join(world.THINGS)]
     blanked = [re.sub(r"\{(who|n|thing)\}", " ", text.replace("{{", "{").replace("}}", "}")) for text in texts]
-    pieces = {piece.strip() for text in blanked for piece in re.findall(_PIECE, text)}
-    vocabulary = [*SPECIAL, *sorted(space + piece for piece in pieces for space in ("", " "))]
+    pieces = {piece for text in blanked for piece in re.findall(_CORE, text)}
+    spaced = sorted(before + piece + after for piece in pieces for before in ("", " ") for after in ("", " "))
+    vocabulary = [*SPECIAL, *map(str, range(100)), *spaced]
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="isolated")
@@ -71,17 +74,15 @@ def model(
 
 
 def equations(seed: int, index: int, count: int) -> str:
-    """A line of `count` correct equations within the world's numbers: plain arithmetic text."""
+    """A line of `count` correct equations, each going on from the result before: plain arithmetic text."""
     generator = rng(seed, "toy equations", index)
+    value = int(generator.integers(2, world.LARGEST + 1))
     parts = []
     for _ in range(count):
-        a, b = (int(x) for x in generator.integers(1, world.LARGEST + 1, 2))
-        n = int(generator.integers(2, 10))
-        small = int(generator.integers(1, world.LARGEST // n + 1))
-        low, high = min(a, b), max(a, b)
-        forms = [f"{small} * {n} = {small * n}.", f"{small * n} / {n} = {small}."]
-        forms += [f"{low} + {high - low} = {high}."] * (low < high) + [f"{high} - {low} = {high - low}."]
-        parts.append(forms[int(generator.integers(len(forms)))])
+        event = world.change(generator, "", "", value)
+        result = world.apply(value, event)
+        parts.append(f"{value} {event.operation} {event.n} = {result}.")
+        value = result
     return " ".join(parts)
 
 

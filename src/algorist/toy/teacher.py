@@ -89,21 +89,22 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
     rambles = generator.random() < habits.ramble
     lines: list[str] = []
     value: int | None = None
-    for event in story.events:
+    for day, event in enumerate(story.events, 1):
+        date = f"Day {day}: "
         if not story.matters(event) and (value is None or generator.random() >= habits.misled):
             if not terse:
-                lines.append(_say("skip", event))
+                lines.append(date + _say("skip", event))
             continue
         if value is None or not event.operation:
             # A distractor that only states a number becomes a new start for a misled teacher.
             value = event.n
-            lines.append(f"{value}." if terse else _say("start", event))
+            lines.append(date + (f"{value}." if terse else _say("start", event)))
             continue
         if generator.random() < habits.skip:
             continue
         right = apply(value, event)
         result = _slip(right, generator) if generator.random() < habits.slip else right
-        lead = "" if terse else _say(event.operation, event) + " "
+        lead = date if terse else date + _say(event.operation, event) + " "
         lines.append(f"{lead}{value} {event.operation} {event.n} = {result}.")
         if result != right and generator.random() < habits.notice:
             lines += [PHRASES["wait"], f"{value} {event.operation} {event.n} = {right}."]

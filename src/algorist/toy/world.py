@@ -1,6 +1,6 @@
-"""Problems of the toy world: one person's things change a few times, other things happen beside it.
+"""Problems of the toy world: a diary in which one person's things change a few times and other things happen beside it.
 
-A story is a list of events; every event is one sentence, and `parse` reads the sentences back, so that the scripted
+A story is a list of events, one a day; every event is one sentence, and `parse` reads them back, so that the scripted
 teacher knows a problem by its text alone, as a real one would. Numbers stay within 1..99 all along, and the level
 follows from the number of steps.
 """
@@ -19,6 +19,7 @@ from algorist.records import Problem
 NAMES = ("Tom", "Ann", "Bob", "Eva")
 THINGS = ("apples", "pens", "coins", "books")
 LARGEST = 99
+MOST_AT_ONCE = 9  # found or lost in one event: a small model learns this table within minutes
 LEVEL_OF_STEPS = {
     1: "elementary",
     2: "elementary",
@@ -94,7 +95,7 @@ class Story:
     @property
     def text(self) -> str:
         """The problem's statement."""
-        told = " ".join(event.text for event in self.events)
+        told = " ".join(f"Day {day}: {event.text}" for day, event in enumerate(self.events, 1))
         return f"{told} {QUESTION.format(who=self.who, thing=self.thing)}"
 
     def matters(self, event: Event) -> bool:
@@ -135,7 +136,7 @@ def story(generator: np.random.Generator, steps: int, distractors: int) -> Story
     value = int(generator.integers(2, LARGEST + 1))
     events = [Event("has", who, thing, value)]
     for _ in range(steps):
-        event = _change(generator, who, thing, value)
+        event = change(generator, who, thing, value)
         value = apply(value, event)
         events.append(event)
     for _ in range(distractors):
@@ -143,7 +144,8 @@ def story(generator: np.random.Generator, steps: int, distractors: int) -> Story
         other_who, other_thing = others[int(generator.integers(len(others)))]
         kind = str(generator.choice(("has", "finds", "loses")))
         place = int(generator.integers(0, len(events) + 1))
-        events.insert(place, Event(kind, other_who, other_thing, int(generator.integers(1, LARGEST + 1))))
+        most = LARGEST if kind == "has" else MOST_AT_ONCE
+        events.insert(place, Event(kind, other_who, other_thing, int(generator.integers(1, most + 1))))
     return Story(tuple(events), who, thing)
 
 
@@ -167,7 +169,7 @@ def problems(seed: int, purpose: str, count: int, steps: Iterable[int], distract
     return list(found.values())
 
 
-def _change(generator: np.random.Generator, who: str, thing: str, value: int) -> Event:
+def change(generator: np.random.Generator, who: str, thing: str, value: int) -> Event:
     """An event that keeps the number within 1..LARGEST; splitting and multiplying come up when they can."""
     factors = [n for n in range(2, 10) if value * n <= LARGEST]
     parts = [n for n in range(2, 10) if value % n == 0]
@@ -175,7 +177,7 @@ def _change(generator: np.random.Generator, who: str, thing: str, value: int) ->
     options += ["times"] * bool(factors) + ["splits"] * bool(parts)
     kind = str(generator.choice(options))
     if kind == "finds":
-        return Event(kind, who, thing, int(generator.integers(1, LARGEST - value + 1)))
+        return Event(kind, who, thing, int(generator.integers(1, min(MOST_AT_ONCE, LARGEST - value) + 1)))
     if kind == "loses":
-        return Event(kind, who, thing, int(generator.integers(1, value)))
+        return Event(kind, who, thing, int(generator.integers(1, min(MOST_AT_ONCE, value - 1) + 1)))
     return Event(kind, who, thing, int(generator.choice(factors if kind == "times" else parts)))
