@@ -104,7 +104,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task("verdicts", ("rollouts",), ("verify",), _verdicts),
     ]
     before = "base"
-    found.append(Task("base", (), ("seed", "model", "base") if toy_model else ("model",), _base))
+    found.append(Task("base", (), ("seed", "model", "base", *base.STAGE.reads) if toy_model else ("model",), _base))
     found.append(_scores_task("base"))
     for stage in STAGES:
         needs = ("problems", "verdicts", before)
@@ -143,7 +143,7 @@ def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until:
             _do(task, wanted[task.name], Context(recipe, root, say))
             if task.name == until:
                 return None
-        return _report(recipe, root)
+        return write_report(recipe, root)
 
 
 def state(recipe: Recipe, root: Path) -> list[tuple[str, str]]:
@@ -231,10 +231,8 @@ def _open_folder(recipe: Recipe, root: Path, say: Callable[[str], object]) -> No
 
 
 def _benchmarks(context: Context) -> None:
-    settings = context.of("data", sources.Settings)
-    sources.write_benchmarks(
-        context.root / "benchmarks", settings, context.of("toy", world.Settings), context.recipe.seed
-    )
+    settings, toy = context.of("data", sources.Settings), context.of("toy", world.Settings)
+    sources.write_benchmarks(context.root / "benchmarks", settings, toy, context.recipe.seed)
 
 
 def _problems(context: Context) -> None:
@@ -338,9 +336,11 @@ def _scores_task(stage: str) -> Task:
     return Task(f"scores/{stage}", ("benchmarks", stage), ("seed", "model", "evaluate", "verify"), make)
 
 
-def _report(recipe: Recipe, root: Path) -> str:
-    names = ["base", *(stage.name for stage in STAGES)]
-    cards = [(name, checkpoints.card(root / name / "checkpoint")) for name in names]
+def write_report(recipe: Recipe, root: Path) -> str:
+    """The table of a finished run from its stored rollouts, written to its folder. Raises RunError for one unfinished."""
+    if todo := [name for name, found in state(recipe, root) if found != "done"]:
+        raise RunError(f"{root}: {todo[0]} is not done, so there is no table yet. Run the recipe to its end first.")
+    cards = [(name, checkpoints.card(root / name / "checkpoint")) for name in ("base", *(s.name for s in STAGES))]
     found = report.scores(root / "scores", cards, list(recipe.of("data", sources.Settings).benchmarks))
     return report.write(root, recipe.name, found)
 

@@ -30,6 +30,7 @@ class Training:
     warmup: float = 0.1  # share of the steps over which the rate rises
     end_learning_rate: float = 0.0  # share of the peak that the cosine falls to; 1 keeps it constant
     optimizer: Literal["adamw", "muon"] = "adamw"
+    others_rate: float = 1.0  # with Muon: the rate of embeddings and vectors, as a multiple of learning_rate
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step

@@ -65,7 +65,10 @@ def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
     source = str(saves[-1]) if saves else run.parent
     critic = run.stage.with_critic(run.settings)
     policy = checkpoints.open_policy(source, precision=run.precision, with_critic=critic)
-    optimizer = Optimizer(policy, kind=run.training.optimizer, weight_decay=run.training.weight_decay)
+    training = run.training
+    optimizer = Optimizer(
+        policy, kind=training.optimizer, weight_decay=training.weight_decay, others_rate=training.others_rate
+    )
     if not saves:
         return policy, optimizer, run
     checkpoints.load_optimizer(saves[-1], optimizer)

@@ -16,33 +16,35 @@ class Optimizer:
     """One or two torch optimizers that step together at one learning rate.
 
     Muon's updates are scaled to the size that AdamW's would have (Liu et al. 2025, "Muon is scalable"), so that one
-    learning rate means the same for both.
+    learning rate means the same for both; `others_rate` multiplies it for what Muon does not take.
     """
 
-    def __init__(self, policy: nn.Module, *, kind: str, weight_decay: float) -> None:
+    def __init__(self, policy: nn.Module, *, kind: str, weight_decay: float, others_rate: float = 1.0) -> None:
         named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
         matrices = [(n, p) for n, p in named if kind == "muon" and p.ndim == 2 and ".layers." in n]
         taken = {id(p) for _, p in matrices}
         others = [(n, p) for n, p in named if id(p) not in taken]
         self._names: list[list[str]] = []
         self._parts: list[torch.optim.Optimizer] = []
+        self._rates: list[float] = []
         if matrices:
             muon = torch.optim.Muon(
                 [p for _, p in matrices], lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
-            self._add(muon, (n for n, _ in matrices))
+            self._add(muon, (n for n, _ in matrices), 1.0)
         adamw = torch.optim.AdamW([p for _, p in others], lr=0.0, betas=(0.9, 0.95), weight_decay=weight_decay)
-        self._add(adamw, (n for n, _ in others))
+        self._add(adamw, (n for n, _ in others), others_rate if kind == "muon" else 1.0)
 
-    def _add(self, part: torch.optim.Optimizer, names: Iterable[str]) -> None:
+    def _add(self, part: torch.optim.Optimizer, names: Iterable[str], rate: float) -> None:
         self._parts.append(part)
         self._names.append(list(names))
+        self._rates.append(rate)
 
     def step(self, learning_rate: float) -> None:
         """Move the weights and forget the gradients."""
-        for part in self._parts:
+        for part, rate in zip(self._parts, self._rates, strict=True):
             for group in part.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = rate * learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
 

@@ -28,10 +28,10 @@ _PIECE = rf" ?{_CORE}(?: (?=[0-9]))?|[0-9]{{1,2}}"
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer that knows every word of this world."""
-    texts = [text for text, _ in world.SENTENCES.values()]
-    texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . , Day:", "{", "}"]
-    texts += [" ".join(world.NAMES), " ".join(world.THINGS)]
-    blanked = [re.sub(r"\{(who|n|thing)\}", " ", text.replace("{{", "{").replace("}}", "}")) for text in texts]
+    texts = [text for text, _ in world.CLAUSES.values()]
+    texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . , : so in", "{", "}"]
+    texts += [" ".join(world.NAMES), " ".join(world.MONTHS)]
+    blanked = [re.sub(r"\{(who|n)\}", " ", text.replace("{{", "{").replace("}}", "}")) for text in texts]
     pieces = {piece for text in blanked for piece in re.findall(_CORE, text)}
     spaced = sorted(before + piece + after for piece in pieces for before in ("", " ") for after in ("", " "))
     vocabulary = [*SPECIAL, *map(str, range(100)), *spaced]
@@ -64,6 +64,7 @@ def model(
         original_max_position_embeddings=context,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75},
         tie_word_embeddings=True,
+        initializer_range=0.04,  # the usual 0.02 is for widths of thousands
         bos_token_id=0,
         eos_token_id=SPECIAL.index("<|end|>"),
         pad_token_id=0,
@@ -79,11 +80,21 @@ def equations(seed: int, index: int, count: int) -> str:
     value = int(generator.integers(2, world.LARGEST + 1))
     parts = []
     for _ in range(count):
-        event = world.change(generator, "", "", value)
+        event = world.change(generator, "", value)
         result = world.apply(value, event)
         parts.append(f"{value} {event.operation} {event.n} = {result}.")
         value = result
     return " ".join(parts)
+
+
+def diary(seed: int, index: int, most_steps: int, distractors: int) -> str:
+    """A diary whose months are told again in another order: text that rewards looking things up."""
+    generator = rng(seed, "toy diaries", index)
+    steps = int(generator.integers(1, most_steps + 1))
+    told = world.story(generator, steps, int(generator.integers(0, distractors + 1)))
+    again = [f"{month}: {event.text}." for month, event in told.dated()]
+    first = [f"{event.text} in {month}." for month, event in told.dated()]
+    return " ".join(first + [again[i] for i in generator.permutation(len(again))])
 
 
 def bare_answer(answer: str) -> str:

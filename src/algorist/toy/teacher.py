@@ -15,17 +15,12 @@ import httpx
 import numpy as np
 
 from algorist.numerics.address import rng
-from algorist.toy.world import Event, Story, apply, parse
+from algorist.toy.world import Story, apply, parse
 
 URL = "toy://teacher"
 MODEL = "toy-teacher"
 PHRASES = {
-    "start": "{who} has {n} {thing} at the start.",
-    "+": "{who} finds {n} more {thing}, so",
-    "-": "{who} loses {n} {thing}, so",
-    "*": "Then {who} has {n} times as many, so",
-    "/": "{who} keeps one of {n} equal parts, so",
-    "skip": "{who} with {n} {thing} does not count.",
+    "skip": "that does not count.",
     "wait": "Wait, that is wrong.",
     "ramble": "Let me think again.",
     "check": "That is right.",
@@ -89,35 +84,29 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
     rambles = generator.random() < habits.ramble
     lines: list[str] = []
     value: int | None = None
-    for day, event in enumerate(story.events, 1):
-        date = f"Day {day}: "
+    for month, event in story.dated():
         if not story.matters(event) and (value is None or generator.random() >= habits.misled):
             if not terse:
-                lines.append(date + _say("skip", event))
+                lines.append(f"{month}: {event.text}, {PHRASES['skip']}")
             continue
+        lead = f"{month}:" if terse else f"{month}: {event.text}, so"
         if value is None or not event.operation:
             # A distractor that only states a number becomes a new start for a misled teacher.
             value = event.n
-            lines.append(date + (f"{value}." if terse else _say("start", event)))
+            lines.append(f"{lead} {value}.")
             continue
         if generator.random() < habits.skip:
             continue
         right = apply(value, event)
         result = _slip(right, generator) if generator.random() < habits.slip else right
-        lead = date if terse else date + _say(event.operation, event) + " "
-        lines.append(f"{lead}{value} {event.operation} {event.n} = {result}.")
+        lines.append(f"{lead} {value} {event.operation} {event.n} = {result}.")
         if result != right and generator.random() < habits.notice:
             lines += [PHRASES["wait"], f"{value} {event.operation} {event.n} = {right}."]
             result = right
         elif rambles and generator.random() < 0.5:
-            again = f"{value} {event.operation} {event.n} = {result}."
-            lines += [PHRASES["ramble"], again, PHRASES["check"]]
+            lines += [PHRASES["ramble"], f"{value} {event.operation} {event.n} = {result}.", PHRASES["check"]]
         value = result
     return lines, value or 0
-
-
-def _say(phrase: str, event: Event) -> str:
-    return PHRASES[phrase].format(who=event.who, n=event.n, thing=event.thing)
 
 
 def _slip(right: int, generator: np.random.Generator) -> int:

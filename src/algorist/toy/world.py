@@ -1,7 +1,7 @@
-"""Problems of the toy world: a diary in which one person's things change a few times and other things happen beside it.
+"""Problems of the toy world: a year of a game in which one player's points change a few times, and others' too.
 
-A story is a list of events, one a day; every event is one sentence, and `parse` reads them back, so that the scripted
-teacher knows a problem by its text alone, as a real one would. Numbers stay within 1..99 all along, and the level
+A story is a list of events, one a month; every event is one sentence, and `parse` reads them back, so that the scripted
+teacher knows a problem by its text alone, as a real one would. Numbers stay within 1..30 all along, and the level
 follows from the number of steps.
 """
 
@@ -17,9 +17,10 @@ from algorist.numerics.address import rng
 from algorist.records import Problem
 
 NAMES = ("Tom", "Ann", "Bob", "Eva")
-THINGS = ("apples", "pens", "coins", "books")
-LARGEST = 99
-MOST_AT_ONCE = 9  # found or lost in one event: a small model learns this table within minutes
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August")
+MONTHS += ("September", "October", "November", "December")
+LARGEST = 30
+MOST_AT_ONCE = 9  # won or lost in one event: a small model learns these tables within minutes
 LEVEL_OF_STEPS = {
     1: "elementary",
     2: "elementary",
@@ -31,22 +32,17 @@ LEVEL_OF_STEPS = {
     8: "graduate",
 }
 
-# One sentence per kind of event, with the operation it means for its owner.
-SENTENCES = {
-    "has": ("{who} has {n} {thing}.", ""),
-    "finds": ("{who} finds {n} more {thing}.", "+"),
-    "loses": ("{who} loses {n} {thing}.", "-"),
-    "times": ("Then {who} has {n} times as many {thing}.", "*"),
-    "splits": ("{who} splits the {thing} into {n} equal parts and keeps one.", "/"),
+# One clause per kind of event, with the operation it means for its owner.
+CLAUSES = {
+    "starts": ("{who} starts with {n}", ""),
+    "wins": ("{who} wins {n}", "+"),
+    "loses": ("{who} loses {n}", "-"),
+    "multiplies": ("{who} multiplies by {n}", "*"),
+    "divides": ("{who} divides by {n}", "/"),
 }
-QUESTION = "How many {thing} does {who} have?"
-_PATTERNS = {
-    kind: re.compile(
-        re.escape(text).replace(r"\{who\}", r"(?P<who>\w+)").replace(r"\{n\}", r"(?P<n>\d+)").replace(r"\{thing\}", r"(?P<thing>\w+)")
-    )
-    for kind, (text, _) in SENTENCES.items()
-}
-_ASKED = re.compile(r"How many (?P<thing>\w+) does (?P<who>\w+) have\?")
+QUESTION = "How many points does {who} have?"
+_EVENT = re.compile(r"(?P<who>\w+) (?P<kind>starts|wins|loses|multiplies|divides)(?: with| by)? (?P<n>\d+) in \w+\.")
+_ASKED = re.compile(r"How many points does (?P<who>\w+) have\?")
 
 
 @dataclass(frozen=True)
@@ -66,41 +62,43 @@ class Settings:
 
 @dataclass(frozen=True)
 class Event:
-    """One sentence of a story."""
+    """One event of a story."""
 
-    kind: str  # a key of SENTENCES
+    kind: str  # a key of CLAUSES
     who: str
-    thing: str
     n: int
 
     @property
     def text(self) -> str:
-        """The sentence."""
-        return SENTENCES[self.kind][0].format(who=self.who, n=self.n, thing=self.thing)
+        """What happens, without the month."""
+        return CLAUSES[self.kind][0].format(who=self.who, n=self.n)
 
     @property
     def operation(self) -> str:
-        """What the event does to the number of its owner's things: one of + - * /, or empty for a start."""
-        return SENTENCES[self.kind][1]
+        """What the event does to its player's points: one of + - * /, or empty for a start."""
+        return CLAUSES[self.kind][1]
 
 
 @dataclass(frozen=True)
 class Story:
-    """Events in the order they are told, and whose things are asked for."""
+    """Events in the order they are told, and whose points are asked for."""
 
     events: tuple[Event, ...]
     who: str
-    thing: str
 
     @property
     def text(self) -> str:
         """The problem's statement."""
-        told = " ".join(f"Day {day}: {event.text}" for day, event in enumerate(self.events, 1))
-        return f"{told} {QUESTION.format(who=self.who, thing=self.thing)}"
+        told = " ".join(f"{event.text} in {month}." for month, event in self.dated())
+        return f"{told} {QUESTION.format(who=self.who)}"
+
+    def dated(self) -> list[tuple[str, Event]]:
+        """Each event with the month it happens in."""
+        return list(zip(MONTHS, self.events, strict=False))
 
     def matters(self, event: Event) -> bool:
         """Whether the event changes what is asked for."""
-        return event.who == self.who and event.thing == self.thing
+        return event.who == self.who
 
     def answer(self) -> int:
         """The number asked for."""
@@ -111,7 +109,7 @@ class Story:
 
 
 def apply(value: int, event: Event) -> int:
-    """The number of things after an event."""
+    """The points after an event."""
     results = {"": event.n, "+": value + event.n, "-": value - event.n, "*": value * event.n, "/": value // event.n}
     return results[event.operation]
 
@@ -121,32 +119,26 @@ def parse(statement: str) -> Story | None:
     asked = _ASKED.search(statement)
     if asked is None:
         return None
-    found = [
-        (match.start(), Event(kind, match["who"], match["thing"], int(match["n"])))
-        for kind, pattern in _PATTERNS.items()
-        for match in pattern.finditer(statement)
-    ]
-    # "Then Tom has 3 times as many apples." does not match "has": three words stand between number and thing.
-    return Story(tuple(event for _, event in sorted(found, key=lambda f: f[0])), asked["who"], asked["thing"])
+    found = _EVENT.finditer(statement)
+    return Story(tuple(Event(match["kind"], match["who"], int(match["n"])) for match in found), asked["who"])
 
 
 def story(generator: np.random.Generator, steps: int, distractors: int) -> Story:
-    """A story in which the asked-for number changes `steps` times and `distractors` other events happen."""
-    who, thing = str(generator.choice(NAMES)), str(generator.choice(THINGS))
+    """A story in which the asked-for points change `steps` times and `distractors` events happen to others."""
+    who = str(generator.choice(NAMES))
     value = int(generator.integers(2, LARGEST + 1))
-    events = [Event("has", who, thing, value)]
+    events = [Event("starts", who, value)]
     for _ in range(steps):
-        event = change(generator, who, thing, value)
+        event = change(generator, who, value)
         value = apply(value, event)
         events.append(event)
+    others = [name for name in NAMES if name != who]
     for _ in range(distractors):
-        others = [(w, t) for w in NAMES for t in THINGS if (w, t) != (who, thing)]
-        other_who, other_thing = others[int(generator.integers(len(others)))]
-        kind = str(generator.choice(("has", "finds", "loses")))
-        place = int(generator.integers(0, len(events) + 1))
-        most = LARGEST if kind == "has" else MOST_AT_ONCE
-        events.insert(place, Event(kind, other_who, other_thing, int(generator.integers(1, most + 1))))
-    return Story(tuple(events), who, thing)
+        kind = str(generator.choice(("starts", "wins", "loses")))
+        most = LARGEST if kind == "starts" else MOST_AT_ONCE
+        event = Event(kind, str(generator.choice(others)), int(generator.integers(1, most + 1)))
+        events.insert(int(generator.integers(0, len(events) + 1)), event)
+    return Story(tuple(events), who)
 
 
 def problems(seed: int, purpose: str, count: int, steps: Iterable[int], distractors: int = 2) -> list[Problem]:
@@ -162,22 +154,22 @@ def problems(seed: int, purpose: str, count: int, steps: Iterable[int], distract
         generator = rng(seed, "toy problems", purpose, index)
         wanted = kinds[len(found) % len(kinds)]
         told = story(generator, wanted, int(generator.integers(0, distractors + 1)))
-        labels = {"kind": "number", "domain": "arithmetic", "level": LEVEL_OF_STEPS[wanted], "source": f"toy/{wanted} steps"}
-        problem = Problem.of(told.text, str(told.answer()), **labels)
+        labels = {"kind": "number", "domain": "arithmetic", "level": LEVEL_OF_STEPS[wanted]}
+        problem = Problem.of(told.text, str(told.answer()), **labels, source=f"toy/{wanted} steps")
         found.setdefault(problem.id, problem)
         index += 1
     return list(found.values())
 
 
-def change(generator: np.random.Generator, who: str, thing: str, value: int) -> Event:
-    """An event that keeps the number within 1..LARGEST; splitting and multiplying come up when they can."""
+def change(generator: np.random.Generator, who: str, value: int) -> Event:
+    """An event that keeps the points within 1..LARGEST; multiplying and dividing come up when they can."""
     factors = [n for n in range(2, 10) if value * n <= LARGEST]
     parts = [n for n in range(2, 10) if value % n == 0]
-    options = ["finds"] * (value < LARGEST) * 2 + ["loses"] * (value > 1) * 2
-    options += ["times"] * bool(factors) + ["splits"] * bool(parts)
+    options = ["wins"] * (value < LARGEST) * 2 + ["loses"] * (value > 1) * 2
+    options += ["multiplies"] * bool(factors) + ["divides"] * bool(parts)
     kind = str(generator.choice(options))
-    if kind == "finds":
-        return Event(kind, who, thing, int(generator.integers(1, min(MOST_AT_ONCE, LARGEST - value) + 1)))
+    if kind == "wins":
+        return Event(kind, who, int(generator.integers(1, min(MOST_AT_ONCE, LARGEST - value) + 1)))
     if kind == "loses":
-        return Event(kind, who, thing, int(generator.integers(1, min(MOST_AT_ONCE, value - 1) + 1)))
-    return Event(kind, who, thing, int(generator.choice(factors if kind == "times" else parts)))
+        return Event(kind, who, int(generator.integers(1, min(MOST_AT_ONCE, value - 1) + 1)))
+    return Event(kind, who, int(generator.choice(factors if kind == "multiplies" else parts)))

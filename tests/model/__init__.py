@@ -1,0 +1,1 @@
+"""Tests of model/ and of the sampler that shares its attention."""

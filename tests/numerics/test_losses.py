@@ -1,0 +1,108 @@
+"""Losses against their twins, and their gradients against finite differences, both in double precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from algorist.numerics import losses
+from algorist.numerics.losses import Loss
+from oracles import losses as twins
+
+STEP = 1e-6
+
+
+def numbers(seed: int, names: str, count: int) -> dict[str, Tensor]:
+    """`count` numbers under each name: log-probabilities negative, weights with zeros among them."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in names.split():
+        values = rng.normal(size=count)
+        if "weights" in name:
+            values = np.where(rng.random(count) < 0.3, 0.0, rng.random(count)) / count
+        elif "logprobs" in name:
+            values = -np.abs(values)
+        found[name] = torch.from_numpy(values)
+    return found
+
+
+CASES = [
+    ("cross_entropy", "logprobs weights", {}, "logprobs"),
+    ("dpo_loss", "chosen rejected ref_chosen ref_rejected weights", {"beta": 0.1}, "chosen rejected"),
+    ("dpo_loss", "chosen rejected ref_chosen ref_rejected weights", {"beta": 2.5}, "chosen rejected"),
+    ("clipped_policy_loss", "logprobs old_logprobs advantages weights", {}, "logprobs"),
+    (
+        "clipped_policy_loss",
+        "logprobs old_logprobs advantages weights",
+        {"clip_low": 0.2, "clip_high": 0.28},
+        "logprobs",
+    ),
+    ("value_loss", "values returns weights old_values", {"clip": 0.5}, "values"),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("name", "tensors", "knobs", "trained"), CASES)
+def test_value_and_metrics_equal_the_twin(
+    name: str, tensors: str, knobs: dict[str, float], trained: str, seed: int
+) -> None:
+    inputs = numbers(seed, tensors, 40)
+    found: Loss = getattr(losses, name)(**inputs, **knobs)
+    expected = getattr(twins, name)(**{key: value.tolist() for key, value in inputs.items()}, **knobs)
+    assert {key: float(value) for key, value in found.metrics.items()} == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert float(found.value) == pytest.approx(expected.get("loss", expected.get("value_loss")), rel=1e-12)
+    assert not any(metric.requires_grad for metric in found.metrics.values())
+
+
+@pytest.mark.parametrize(("name", "tensors", "knobs", "trained"), CASES)
+def test_gradient_equals_finite_differences(name: str, tensors: str, knobs: dict[str, float], trained: str) -> None:
+    inputs = numbers(7, tensors, 25)
+    loss: Callable[..., Loss] = getattr(losses, name)
+    leaves = {key: inputs[key].clone().requires_grad_() for key in trained.split()}
+    loss(**{**inputs, **leaves}, **knobs).value.backward()
+    for key, leaf in leaves.items():
+        assert leaf.grad is not None
+        for place in range(len(leaf)):
+            values = []
+            for direction in (1, -1):
+                moved = inputs[key].clone()
+                moved[place] += direction * STEP
+                values.append(float(loss(**{**inputs, key: moved}, **knobs).value))
+            slope = (values[0] - values[1]) / (2 * STEP)
+            assert float(leaf.grad[place]) == pytest.approx(slope, rel=1e-6, abs=1e-9), f"{key}[{place}]"
+
+
+def test_the_clipping_cases_are_all_met() -> None:
+    """The random numbers above must reach both clipped branches, or they would prove little."""
+    inputs = numbers(7, "logprobs old_logprobs advantages weights", 25)
+    ratio = (inputs["logprobs"] - inputs["old_logprobs"]).exp()
+    spoken = inputs["weights"] > 0
+    for sign, beyond in ((1, ratio > 1.28), (-1, ratio < 0.8), (1, ratio < 0.8), (-1, ratio > 1.28)):
+        assert (spoken & beyond & (sign * inputs["advantages"] > 0)).any()
+
+
+def test_clipped_tokens_give_no_gradient_and_the_others_do() -> None:
+    old = torch.zeros(4)
+    new = torch.tensor([2.0, 0.5, 2.0, 0.5]).log().requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])  # beyond both bounds; then far out but pulling back
+    losses.clipped_policy_loss(new, old, advantages, torch.ones(4)).value.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([0.0, 0.0, 2.0, -0.5])
+
+
+def test_losses_stay_finite_far_out() -> None:
+    far, one = torch.tensor([-2000.0, 0.0]), torch.ones(2)
+    found = losses.dpo_loss(far, far.flip(0), one * 0, one * 0, one / 2, beta=1.0)
+    assert float(found.value) == pytest.approx(1000.0)
+
+
+def test_cutting_a_step_does_not_change_the_sum() -> None:
+    inputs = numbers(3, "logprobs old_logprobs advantages weights", 30)
+    whole = losses.clipped_policy_loss(**inputs)
+    parts = [losses.clipped_policy_loss(**{k: v[s] for k, v in inputs.items()}) for s in (slice(7), slice(7, None))]
+    for name, metric in whole.metrics.items():
+        assert float(sum(part.metrics[name] for part in parts)) == pytest.approx(float(metric), rel=1e-12)

@@ -1,0 +1,1 @@
+"""Slow and obvious twins of numerics/: loops over Python floats, which are double precision, and no torch."""

@@ -1,0 +1,42 @@
+"""Twins of numerics/groups.py. Where a function draws, its twin lists everything that may be drawn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+
+def length_spread(lengths: Sequence[int]) -> float:
+    if len(lengths) < 2 or sum(lengths) == 0:
+        return 0.0
+    mean = sum(lengths) / len(lengths)
+    return math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths)) / mean
+
+
+def select(right: Sequence[bool], *, balance: bool, max_accuracy: float) -> tuple[str, set[tuple[int, ...]]]:
+    """(reason, every set of indices that may be kept)."""
+    count, num_right = len(right), sum(right)
+    if num_right == 0:
+        return "none right", {()}
+    if num_right / count > max_accuracy:
+        return "too easy", {()}
+    if num_right == count:
+        return "none wrong", {()}
+    allowed = set()
+    for size in range(1, count + 1):
+        for kept in itertools.combinations(range(count), size):
+            good = sum(right[i] for i in kept)
+            fits = good == size - good == min(num_right, count - num_right) if balance else size == count
+            if fits:
+                allowed.add(kept)
+    return "kept", allowed
+
+
+def wants_more(right: Sequence[bool], *, enough_right: int, most: int) -> bool:
+    if len(right) >= most:
+        return False
+    found = 0
+    for one in right:
+        found += 1 if one else 0
+    return found < enough_right

@@ -1,0 +1,193 @@
+"""What goes wrong at a user's desk, word for word, through the real command line: one line and an exit status."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from algorist import cli, store
+from algorist.records import Problem, Verdict
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / "recipes" / "smoke.toml"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """`refused(...)` → (exit status, the last line of stderr) of `algorist run <recipe> --out <tmp_path>/run ...`."""
+
+    def call(*words: object, recipe: Path = SMOKE, out: Path = tmp_path / "run") -> tuple[int, str]:
+        status, printed, err = command("run", recipe, "--out", out, *words)
+        assert printed == "" and "Traceback" not in err
+        return status, err.rstrip("\n").splitlines()[-1]
+
+    return call
+
+
+def test_recipes(refused, tmp_path):
+    mine = tmp_path / "mine.toml"
+    assert refused(recipe=mine) == (
+        2,
+        f"{mine}: there is no such recipe. There are no others in this folder either.",
+    )
+    mine.write_text('name = "mine"\n[rlvr]\ntemprature = 1.0\n')
+    assert refused(recipe=mine) == (
+        2,
+        f"{mine}: [rlvr] temprature is not a key of this section. Did you mean temperature?",
+    )
+    mine.write_text('name = "mine"\n[sft]\nbatch_size = "many"\n')
+    assert refused(recipe=mine) == (2, f'{mine}: [sft] batch_size is "many", a whole number was expected.')
+    mine.write_text('name = "mine"\n[sft]\nbatch_size = 0\n')
+    assert refused(recipe=mine) == (
+        2,
+        f"{mine}: [sft] batch_size, tokens_per_batch and save_every must be at least 1.",
+    )
+    assert refused("--set", "sft.epoch=2") == (
+        2,
+        "--set sft.epoch=2: [sft] epoch is not a key of this section. Did you mean epochs?",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task(refused, tmp_path):
+    known = "benchmarks, problems, rollouts, verdicts, base, scores/base, midtrain, scores/midtrain, sft, scores/sft, "
+    assert refused("--until", "stf") == (
+        4,
+        f"--until stf: there is no such task. Known here: {known}dpo, scores/dpo, rlvr, scores/rlvr.",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_problem_files(refused, tmp_path):
+    path = tmp_path / "p.jsonl"
+    named = ("--until", "problems", "--set", f'data.problems=["{path}"]')
+    assert refused(*named) == (
+        2,
+        f"{path}: there is no such file. Check the path; a relative one starts where the command is run.",
+    )
+    path.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "1 +\n')
+    assert refused(*named) == (
+        3,
+        f"{path}:2: not a JSON object (Invalid control character at, column 18). Mend or delete the line.",
+    )
+    path.write_text('{"frage": "1 + 1?", "answer": "2"}\n')
+    assert refused(*named) == (
+        3,
+        f"{path}: no column holds the statement; found answer, frage, expected statement or question or problem or "
+        "prompt. Map another one: statement=<column>.",
+    )
+    path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    assert refused(*named, "--set", f'data.benchmarks.own="{path}"') == (
+        2,
+        "[data] problems: none is left of 1 ({'in a benchmark': 1}). Name other files.",
+    )
+
+
+def test_model_folders(refused, smoke_run, tmp_path):
+    model = tmp_path / "model"
+    data = ("--set", "toy.problems=4", "--until", "base", "--set", f'model.base="{model}"')
+    shutil.copytree(smoke_run / "base" / "checkpoint", model)
+    tokenizer = (model / "tokenizer.json").read_bytes()
+    (model / "tokenizer.json").unlink()
+    assert refused(*data) == (
+        2,
+        f"{model}: this model folder has no tokenizer (tokenizer.json). "
+        "Save the tokenizer beside the weights with tokenizer.save_pretrained.",
+    )
+    (model / "tokenizer.json").write_bytes(tokenizer)
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").unlink()
+    assert refused(*data) == (
+        2,
+        f"{model}: the tokenizer has no chat template. Add chat_template.jinja to the folder.",
+    )
+    (model / "chat_template.jinja").write_text(template)
+    (model / "model.safetensors").write_bytes(b"")
+    status, line = refused(*data)
+    assert status == 2
+    assert line.startswith(f'[model] base = "{model}": no model could be loaded (')
+    assert line.endswith("). Name a folder or a hub model.")
+    assert refused(*data, "--set", 'model.prompt="Think."') == (
+        2,
+        '[model] prompt = "Think." has no place for the problem. Write {problem} where it goes.',
+    )
+
+
+def test_run_folders(refused, tmp_path):
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    assert refused("--until", "benchmarks") == (
+        4,
+        f"{other}: is not empty and holds no recipe.toml, so it is no run. Name another folder with --out.",
+    )
+    (other / "notes.txt").unlink()
+    assert refused("--until", "benchmarks")[0] == 0
+    assert refused("--until", "benchmarks", "--set", "name=other") == (
+        4,
+        f'{other}: holds a run of the recipe "smoke", not of "other". '
+        "Name another folder with --out, or delete this one.",
+    )
+    with open(other / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert refused("--until", "benchmarks") == (
+            4,
+            f"{other}: another algorist works in this folder. Wait for it, or name another --out.",
+        )
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path):
+    """On a small file system that is really full; with space the same command goes on to its end."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        folder = disk / "run"
+        words = [sys.executable, "-m", "algorist", "run", str(SMOKE), "--out", str(folder), "--until", "verdicts"]
+        words += ["--set", "toy.problems=1200"]
+        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+        last = done.stderr.splitlines()[-1]
+        assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (4, "", False)
+        what = "the disk is full. Free some space and run the same command again; finished steps are kept."
+        assert last.startswith(f"{folder}/rollouts/0000") and last.endswith(f".parquet: {what}")
+        assert len(store.read(folder / "problems", Problem)) == 1200
+        finished = {path: path.stat().st_mtime_ns for path in folder.glob("rollouts/*.parquet")}
+        assert finished and not list(folder.rglob(".*.draft"))
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "problems: done before, skipped" in done.stderr
+        assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
+        assert len(store.read(folder / "verdicts", Verdict)) == 4800
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_ctrl_c_while_the_run_works(tmp_path):
+    """A real signal to a real process: one line, status 130, and the same command goes on to the end."""
+    folder = tmp_path / "run"
+    words = [sys.executable, "-m", "algorist", "run", str(SMOKE), "--out", str(folder), "--until", "rollouts"]
+    words += ["--set", "toy.problems=4000"]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 60
+    while not list(folder.glob("rollouts/*.parquet")):
+        assert time.monotonic() < give_up and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == cli.STOPPED and "Traceback" not in err
+    mark = json.loads((folder / "rollouts" / "task.json").read_text())
+    assert mark["done"] is False and list(folder.glob("rollouts/*.parquet"))
