@@ -10,7 +10,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from algorist import journal, pipeline, recipe, store
+from algorist import journal, recipe, store, tasks
 from algorist.errors import RecordError
 from algorist.model.chat import load_tokenizer
 from algorist.records import Pair, Problem, Rollout, Sample, Verdict
@@ -158,7 +158,7 @@ def test_an_id_is_followed_from_problem_to_scores(command, smoke_run):
 def test_a_terminal_gets_colours_instead_of_brackets(smoke_run):
     def on_terminal(what: str) -> str:
         file = io.StringIO()
-        look = Look(smoke_run, recipe.read(smoke_run / "recipe.toml", pipeline.sections()))
+        look = Look(smoke_run, recipe.read(smoke_run / "recipe.toml", tasks.sections()))
         console = Console(file=file, force_terminal=True, color_system="standard", width=100)
         show(Look(look.root, look.recipe, out=console), what)
         return file.getvalue()

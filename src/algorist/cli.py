@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,10 +42,10 @@ def run(
 
     Example: algorist run recipes/tiny.toml --out runs/tiny
     """
-    from algorist import pipeline
+    from algorist import pipeline, tasks
     from algorist import recipe as recipes
 
-    settings = recipes.read(recipe, pipeline.sections(), set_ or [])
+    settings = recipes.read(recipe, tasks.sections(), set_ or [])
     text = pipeline.run(settings, out or Path("runs") / settings.name, say=_say, until=until)
     if text is not None:
         typer.echo(text)
@@ -56,10 +57,10 @@ def check(recipe: RecipePath, out: Out = None, set_: Overrides = None) -> None:
 
     Example: algorist check recipes/tiny.toml --set sft.epochs=3
     """
-    from algorist import pipeline
+    from algorist import pipeline, tasks
     from algorist import recipe as recipes
 
-    settings = recipes.read(recipe, pipeline.sections(), set_ or [])
+    settings = recipes.read(recipe, tasks.sections(), set_ or [])
     typer.echo(settings.dumps())
     for task, state in pipeline.state(settings, out or Path("runs") / settings.name):
         typer.echo(f"{task:20} {state}")
@@ -123,22 +124,22 @@ def show(
     """
     from algorist import show as shows
 
-    recipe, tasks = None, []
+    recipe, states = None, []
     if not (run / "gather.json").exists():
         from algorist import pipeline
 
         recipe = _recipe_of(run)
-        tasks = pipeline.state(recipe, run)
-    shows.show(shows.Look(run, recipe, tasks, id_, count, stage, step), what)
+        states = pipeline.state(recipe, run)
+    shows.show(shows.Look(run, recipe, states, id_, count, stage, step), what)
 
 
 def _recipe_of(run: Path) -> Recipe:
-    from algorist import pipeline
     from algorist import recipe as recipes
+    from algorist import tasks
 
     if not (run / "recipe.toml").exists():
         raise RunError(f"{run}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.")
-    return recipes.read(run / "recipe.toml", pipeline.sections())
+    return recipes.read(run / "recipe.toml", tasks.sections())
 
 
 def _columns(pairs: list[str] | None) -> dict[str, str]:
@@ -189,6 +190,9 @@ def _options(
 
 def main() -> None:
     """The command `algorist`: an error that a user can mend is one line and an exit status, never a traceback."""
+    # Threads of torch's CPU kernels spin while they wait for each other. Where another process wants the cores, that
+    # makes a small model a hundred times slower; spinning less costs nothing where none does.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()
     except AlgoristError as error:

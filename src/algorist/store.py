@@ -87,7 +87,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise RecordError(f"{path}: there is no such file. Is this the folder of a finished step?") from None
     except ValueError as error:
-        raise RecordError(f"{path}: not readable as JSON ({error}). Delete the step's folder to make it again.") from None
+        raise RecordError(
+            f"{path}: not readable as JSON ({error}). Delete the step's folder to make it again."
+        ) from None
 
 
 def schema(kind: type) -> pa.Schema:
@@ -162,7 +164,9 @@ def read_shard(path: Path, kind: type[Record]) -> list[Record]:
     try:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RecordError(f"{path}: not readable as Parquet ({error}). Delete the step's folder to make it again.") from None
+        raise RecordError(
+            f"{path}: not readable as Parquet ({error}). Delete the step's folder to make it again."
+        ) from None
     return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
 
 

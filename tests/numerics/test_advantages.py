@@ -22,9 +22,7 @@ def test_a_balanced_group_has_advantages_of_exactly_one(size: int) -> None:
     assert torch.equal(group_relative(rewards), rewards)
 
 
-@pytest.mark.parametrize(
-    ("group", "right", "wrong"), [(10, 3.0, -1 / 3), (64, 7.94, -0.13), (128, 11.27, -0.09)]
-)
+@pytest.mark.parametrize(("group", "right", "wrong"), [(10, 3.0, -1 / 3), (64, 7.94, -0.13), (128, 11.27, -0.09)])
 def test_one_right_answer_in_an_unbalanced_group(group: int, right: float, wrong: float) -> None:
     """The imbalance that the paper names: one right answer among many is worth far more than any wrong one."""
     found = group_relative(torch.tensor([1.0] + [-1.0] * (group - 1)))

@@ -30,7 +30,7 @@ def accepted(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> tuple[
 
 
 def pass_rates(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """problem_id → share of its judged rollouts that are right: the problem's difficulty. Unjudged ones count nowhere."""
+    """problem_id → share of its judged rollouts that are right: its difficulty. Unjudged ones count nowhere."""
     by_id = {verdict.rollout_id: verdict.right for verdict in verdicts}
     judged: dict[str, list[bool]] = defaultdict(list)
     for rollout in rollouts:

@@ -72,5 +72,6 @@ def write_problems(
     folder.mkdir(parents=True, exist_ok=True)
     decontaminate.write_report(folder, report)
     if not clean:
-        raise RecipeError(f"[data] problems: none is left of {len(found)} ({dict(+dropped)}). Name other files.")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in (+dropped).items())
+        raise RecipeError(f"[data] problems: none of {len(found):,} is left ({reasons}). Name other files.")
     return store.write(folder, Problem, clean, dropped=dict(+dropped))

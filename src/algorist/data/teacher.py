@@ -34,7 +34,10 @@ class Settings:
     top_p: float = 0.95
     max_tokens: int = 16_384
     concurrency: int = 32  # requests in flight
-    prompt: str = "You will be given a problem. Please reason step by step, and put your final answer within \\boxed{}:\n{problem}"
+    prompt: str = (
+        "You will be given a problem. Please reason step by step, "
+        "and put your final answer within \\boxed{}:\n{problem}"
+    )
 
     def __post_init__(self) -> None:
         if "{problem}" not in self.prompt:

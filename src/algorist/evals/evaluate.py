@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from algorist import store
-from algorist.generate.rollouts import rollouts
+from algorist.generate.rollouts import Speaker, rollouts
 from algorist.generate.sampling import Sampling
 from algorist.journal import progress
-from algorist.model.chat import Chat
-from algorist.model.policy import Policy
 from algorist.records import Problem, Rollout, Verdict
 from algorist.verify.pool import Pool
 
@@ -40,7 +38,7 @@ class Settings:
 
 
 def evaluate(
-    policy: Policy, chat: Chat, problems: Sequence[Problem], folder: Path, settings: Settings, *, seed: int, stage: str
+    speaker: Speaker, problems: Sequence[Problem], folder: Path, settings: Settings, *, seed: int, pool: Pool
 ) -> None:
     """Write rollouts and verdicts of one benchmark to `<folder>/rollouts` and `<folder>/verdicts`.
 
@@ -53,22 +51,13 @@ def evaluate(
     wanted = [(problem, index) for problem in problems for index in range(count)]
     golds = {problem.id: problem.answer for problem in problems}
     said, judged = folder / "rollouts", folder / "verdicts"
-    with progress(f"{stage}: {benchmark}", len(wanted)) as advance, Pool() as pool:
+    with progress(f"{speaker.name}: {benchmark}", len(wanted)) as advance:
         for shard, start in enumerate(range(0, len(wanted), _SHARD)):
             part = wanted[start : start + _SHARD]
             if (judged / f"{shard:05d}.parquet").exists():
                 advance(len(part))
                 continue
-            found = rollouts(
-                policy,
-                chat,
-                part,
-                sampling,
-                sampler=stage,
-                address=(seed, "evaluate", benchmark),
-                num_slots=settings.num_slots,
-                progress=advance,
-            )
+            found = rollouts(speaker, part, sampling, address=(seed, "evaluate", benchmark), progress=advance)
             store.write_shard(said, shard, Rollout, found)
             store.write_shard(judged, shard, Verdict, pool.verdicts(found, golds))
     said_manifest = store.finish(said, Rollout)

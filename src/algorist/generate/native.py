@@ -90,8 +90,8 @@ class _Sampler:
         first = len(self.owner)
         self.owner += indices
         home: dict[tuple[int, ...], int] = {}  # prompt → the slot it is prefilled into
-        for slot, index in enumerate(indices, first):
-            home.setdefault(self.requests[index].prompt, slot)
+        for place, index in enumerate(indices, first):
+            home.setdefault(self.requests[index].prompt, place)
         lengths = torch.tensor([len(prompt) for prompt in home], device=device)
         places = torch.cat([torch.arange(len(prompt), device=device) for prompt in home])
         slot = torch.repeat_interleave(torch.tensor(list(home.values()), device=device), lengths)

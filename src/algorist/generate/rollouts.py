@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from algorist.generate import native
 from algorist.generate.sampling import Request, Sampling
@@ -12,15 +13,22 @@ from algorist.numerics.address import key
 from algorist.records import Problem, Rollout
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """Who samples: a policy with its chat, and the name under which its rollouts are known."""
+
+    policy: Policy
+    chat: Chat
+    name: str  # goes into the rollouts' ids
+    num_slots: int = 128  # sequences decoded together
+
+
 def rollouts(
-    policy: Policy,
-    chat: Chat,
+    speaker: Speaker,
     wanted: Sequence[tuple[Problem, int]],
     sampling: Sampling,
     *,
-    sampler: str,
     address: tuple[object, ...],
-    num_slots: int = 128,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[Rollout]:
     """One rollout for each (problem, sample index), in order, with token ids and log-probabilities.
@@ -28,19 +36,19 @@ def rollouts(
     Args:
         wanted   sample i of a problem depends on `address`, the problem and i alone; samples of one problem that
                  stand together share the work of its prompt
-        sampler  who is speaking: goes into the rollouts' ids
         address  numerics/address.py; the recipe's seed first
     """
+    chat = speaker.chat
     prompts = {problem.id: chat.prompt_ids(problem.statement) for problem, _ in wanted}
     requests = [Request(prompts[p.id], key(*address, p.id, index)) for p, index in wanted]
     responses = native.sample(
-        policy, requests, sampling, end_ids=chat.stops, num_slots=num_slots, progress=progress
+        speaker.policy, requests, sampling, end_ids=chat.stops, num_slots=speaker.num_slots, progress=progress
     )
     return [
         Rollout.of(
             problem.id,
             chat.text(response.tokens),
-            sampler,
+            speaker.name,
             index=index,
             seed=key(*address),
             temperature=sampling.temperature,

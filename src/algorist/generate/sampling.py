@@ -24,7 +24,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One response wanted. The same key always gives the same response, whatever is sampled beside it, up to rounding."""
+    """One response wanted. The same key gives the same response whatever is sampled beside it, up to rounding."""
 
     prompt: tuple[int, ...]
     key: int  # numerics/address.py

@@ -28,7 +28,9 @@ class Chat:
         """Find the end of turn in the template itself: configs disagree about it (Phi-4-mini's tokenizer names
         <|endoftext|> as eos while its template and model config end a turn with <|end|>)."""
         if "{problem}" not in prompt:
-            raise RecipeError(f'[model] prompt = "{prompt}" has no place for the problem. Write {{problem}} where it goes.')
+            raise RecipeError(
+                f'[model] prompt = "{prompt}" has no place for the problem. Write {{problem}} where it goes.'
+            )
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template. Add chat_template.jinja to the folder."
@@ -61,7 +63,8 @@ def load_tokenizer(source: str) -> Any:
     """The tokenizer of a local folder or a hub name. Raises RecipeError where there is none."""
     from transformers import AutoTokenizer
 
-    if Path(source).is_dir() and not any((Path(source) / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    files = [Path(source) / name for name in ("tokenizer.json", "vocab.json", "tokenizer.model")]
+    if Path(source).is_dir() and not any(file.exists() for file in files):
         raise RecipeError(
             f"{source}: this model folder has no tokenizer (tokenizer.json). "
             "Save the tokenizer beside the weights with tokenizer.save_pretrained."
@@ -70,7 +73,9 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise RecipeError(f"[model] base = \"{source}\": no tokenizer could be loaded ({first}). Name a folder or a hub model.") from error
+        raise RecipeError(
+            f'[model] base = "{source}": no tokenizer could be loaded ({first}). Name a folder or a hub model.'
+        ) from error
 
 
 def _end_of_turn(tokenizer: Any) -> int:
@@ -79,6 +84,7 @@ def _end_of_turn(tokenizer: Any) -> int:
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     rest = text[text.rindex(mark) + len(mark) :]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special.discard(tokenizer.unk_token_id)
     for token in tokenizer(rest, add_special_tokens=False).input_ids:
         if token in special:
             return int(token)

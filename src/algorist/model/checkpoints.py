@@ -1,4 +1,4 @@
-"""Policies on disk, in the Hugging Face layout at every save, so that from_pretrained and servers open them as they are.
+"""Policies on disk, in the Hugging Face layout at every save: from_pretrained and servers open them as they are.
 
 A checkpoint folder appears in one step: it is written beside its place and renamed. What only a resumed run needs
 (optimizer state, step) lies in files of its own.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -31,6 +31,15 @@ _CRITIC = "critic.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """[model]"""
+
+    base: str = "toy"  # a local folder, a hub name, or "toy": a small model made in the run
+    prompt: str = "Please reason step by step, and put your final answer within \\boxed{}. {problem}"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
+
+
 def open_policy(source: str | Path, *, precision: str, with_critic: bool = False) -> Policy:
     """The policy of a local folder or a hub name, with float32 weights, on the default device.
 
@@ -41,7 +50,9 @@ def open_policy(source: str | Path, *, precision: str, with_critic: bool = False
         model = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise RecipeError(f'[model] base = "{source}": no model could be loaded ({first}). Name a folder or a hub model.') from error
+        raise RecipeError(
+            f'[model] base = "{source}": no model could be loaded ({first}). Name a folder or a hub model.'
+        ) from error
     policy = Policy(model, precision=precision, with_critic=with_critic)
     critic = Path(source) / _CRITIC
     if with_critic and critic.exists():
@@ -49,7 +60,9 @@ def open_policy(source: str | Path, *, precision: str, with_critic: bool = False
     return policy.to(devices.default())
 
 
-def save(folder: Path, policy: Policy, tokenizer: Any, card: Checkpoint, optimizer: Optimizer | None = None) -> Checkpoint:
+def save(
+    folder: Path, policy: Policy, tokenizer: Any, card: Checkpoint, optimizer: Optimizer | None = None
+) -> Checkpoint:
     """Write a checkpoint folder, in place of what stood there; its card gets the hash of the weights as id."""
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -69,8 +82,6 @@ def save(folder: Path, policy: Policy, tokenizer: Any, card: Checkpoint, optimiz
                     os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
-    except RecipeError:
-        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return card

@@ -53,9 +53,7 @@ class Policy(nn.Module):
     def trunk(self, tokens: Tensor, positions: Tensor, **layout: Any) -> Tensor:
         """(T, H) last states for flat (T,) tokens; `layout` goes to the attention (see model/attention.py)."""
         with self._autocast():
-            out = self.model.base_model(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout
-            )
+            out = self.model.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -80,7 +78,7 @@ class Policy(nn.Module):
         scored = batch.weights.nonzero()[:, 0]
         chunk = max(1, _CHUNK_LOGITS // self.model.config.vocab_size)
         parts = []
-        for places in scored.split(chunk):
+        for places in torch.split(scored, chunk):
             args = (states[places - 1], batch.tokens[places], temperature)
             if len(scored) > chunk and torch.is_grad_enabled():
                 parts.append(checkpoint(self._score, *args, use_reentrant=False))

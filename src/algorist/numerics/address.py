@@ -4,12 +4,16 @@ An address is a tuple such as (seed, "rlvr", step, prompt, sample). Because noth
 resuming a run needs no generator state, and leaving out one sample does not change the next.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the data engine draws random numbers on machines without torch
+    from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # splitmix64's constants, as signed 64-bit integers
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -39,6 +43,7 @@ def uniforms(keys: Tensor, counters: Tensor) -> Tensor:
 
     Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
 
+    >>> import torch
     >>> uniforms(torch.tensor([0]), torch.tensor([0]))     # splitmix64's first output for seed 0 is 0xE220A8397B1DCDAF
     tensor([0.8833], dtype=torch.float64)
     """
@@ -46,7 +51,7 @@ def uniforms(keys: Tensor, counters: Tensor) -> Tensor:
     z = (z ^ _shift_right(z, 30)) * _MIX_1
     z = (z ^ _shift_right(z, 27)) * _MIX_2
     z = z ^ _shift_right(z, 31)
-    return _shift_right(z, 11).to(torch.float64) * 2.0**-53
+    return _shift_right(z, 11).double() * 2.0**-53
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:

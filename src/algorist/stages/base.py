@@ -25,10 +25,11 @@ class Settings:
     num_heads: int = 4  # half as many key heads
     mlp_size: int = 384
     context: int = 512  # tokens
-    equation_lines: int = 6_000
+    equation_lines: int = 5_000
     equations_per_line: int = 8
     diaries: int = 3_000  # whose months are told twice
     bare_answers: int = 1_000  # problems with an answer and no reasoning
+    most_steps: int = 6  # in a diary or problem
     sequence_length: int = 512
     packing: bool = True
     epochs: int = 1
@@ -41,12 +42,11 @@ class Settings:
 def curate(run: Run) -> store.Manifest:
     """Lines of equations, diaries told twice, and problems answered at once."""
     settings, chat, samples = run.settings, run.chat, []
-    toy = run.recipe.of("toy", world.Settings)
     bos = (chat.tokenizer.bos_token_id,)
     lines = [base.equations(run.seed, i, settings.equations_per_line) for i in range(settings.equation_lines)]
-    lines += [base.diary(run.seed, i, toy.most_steps, toy.distractors) for i in range(settings.diaries)]
+    lines += [base.diary(run.seed, i, settings.most_steps) for i in range(settings.diaries)]
     samples += [_sample("text", bos + chat.response_ids(line, ended=False), 1) for line in lines]
-    for problem in world.problems(run.seed, "base", settings.bare_answers, range(1, 9)):
+    for problem in world.problems(run.seed, "base", settings.bare_answers, range(1, settings.most_steps + 1)):
         prompt = chat.prompt_ids(problem.statement)
         samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))
     order = rng(run.seed, "base corpus").permutation(len(samples))
@@ -58,4 +58,4 @@ def _sample(problem_id: str, tokens: tuple[int, ...], prompt_len: int) -> Sample
 
 
 plan, steps, loss = midtrain.plan, midtrain.steps, midtrain.loss
-STAGE = Stage("base", Settings, Training(batch_size=4), ("toy",), curate, plan, steps, loss)
+STAGE = Stage("base", Settings, Training(batch_size=4), (), curate, plan, steps, loss)

@@ -15,7 +15,7 @@ import numpy as np
 
 from algorist import store
 from algorist.errors import RunError
-from algorist.generate.rollouts import rollouts
+from algorist.generate.rollouts import Speaker, rollouts
 from algorist.generate.sampling import Sampling
 from algorist.model.policy import Policy
 from algorist.numerics.address import rng
@@ -81,13 +81,10 @@ class Sampler:
         while asking and sampled < settings.oversample:
             more = range(sampled, min(sampled + settings.group_size, settings.oversample))
             fresh = rollouts(
-                self.policy,
-                self.run.chat,
+                Speaker(self.policy, self.run.chat, f"rlvr/{self.generation}", settings.num_slots),
                 [(problem, index) for problem in asking for index in more],
                 self.sampling,
-                sampler=f"rlvr/{self.generation}",
                 address=(self.run.seed, "rlvr", self.generation),
-                num_slots=settings.num_slots,
             )
             for rollout, verdict in zip(fresh, self.pool.verdicts(fresh, golds), strict=True):
                 if verdict.right is None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from algorist import store
 from algorist.errors import RunError
-from algorist.generate.rollouts import rollouts
+from algorist.generate.rollouts import Speaker, rollouts
 from algorist.generate.sampling import Sampling
 from algorist.journal import progress
 from algorist.model import checkpoints
@@ -41,6 +41,7 @@ from algorist.numerics.losses import Loss
 from algorist.records import Problem, Rollout
 from algorist.stage import Plan, Run, Stage, Step, Training
 from algorist.stages.groups import Group, Sampler
+from algorist.verify import pool as verify
 from algorist.verify.pool import Pool
 
 
@@ -119,17 +120,9 @@ def curate(run: Run) -> store.Manifest:
     policy = checkpoints.open_policy(run.parent, precision=run.precision)
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
-    with progress("rlvr: prompts", len(wanted)) as advance, Pool() as pool:
-        found = rollouts(
-            policy,
-            run.chat,
-            wanted,
-            sampling,
-            sampler="rlvr/prompts",
-            address=(run.seed, "rlvr", "prompts"),
-            num_slots=run.settings.num_slots,
-            progress=advance,
-        )
+    with progress("rlvr: prompts", len(wanted)) as advance, _pool(run) as pool:
+        speaker = Speaker(policy, run.chat, "rlvr/prompts", run.settings.num_slots)
+        found = rollouts(speaker, wanted, sampling, address=(run.seed, "rlvr", "prompts"), progress=advance)
         verdicts = pool.verdicts(found, {problem.id: problem.answer for problem in candidates})
     lengths, right = defaultdict(list), defaultdict(list)
     for rollout, verdict in zip(found, verdicts, strict=True):
@@ -148,7 +141,8 @@ def curate(run: Run) -> store.Manifest:
         else:
             kept.append(problem)
     if not kept:
-        raise RunError(f"{run.data}: no prompt is left ({dict(dropped)}). Raise max_length_spread or max_accuracy.")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise RunError(f"{run.data}: no prompt is left ({reasons}). Raise max_length_spread or max_accuracy.")
     parents = [store.manifest(run.root / "problems").id]
     return store.write(run.data, Problem, kept, parents=parents, dropped=dropped)
 
@@ -163,7 +157,7 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
     settings = run.settings
     problems = store.read(run.data, Problem)
     annealing: Annealing = settings.temperature
-    with Pool() as pool:
+    with _pool(run) as pool:
         for generation in range(run.start // settings.updates, settings.steps):
             temperature = schedules.temperature(
                 generation, settings.steps, start=annealing.start, end=annealing.end, over=annealing.over
@@ -195,9 +189,12 @@ def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
     return Loss(surrogate.value + critic.weight * fit.value, surrogate.metrics | fit.metrics)
 
 
-def _optimizer_steps(
-    run: Run, policy: Policy, groups: Sequence[Group], facts: dict[str, float]
-) -> Iterator[Step]:
+def _pool(run: Run) -> Pool:
+    limits = run.recipe.of("verify", verify.Settings)
+    return Pool(seconds=limits.seconds, memory_mib=limits.memory_mib)
+
+
+def _optimizer_steps(run: Run, policy: Policy, groups: Sequence[Group], facts: dict[str, float]) -> Iterator[Step]:
     """The generation cut into `updates` optimizer steps; all see the same old policy."""
     updates = run.settings.updates
     laid_out = [_lay_out(run, policy, groups[part::updates], facts["temperature"]) for part in range(updates)]
@@ -206,7 +203,7 @@ def _optimizer_steps(
     if gap["logprob_gap"] > run.settings.max_logprob_gap:
         raise RunError(
             f"{run.folder}: trainer and sampler disagree by {gap['logprob_gap']:.3f} nats per token, at most "
-            f"{run.settings.max_logprob_gap} was expected. Use precision = \"float32\", or raise max_logprob_gap."
+            f'{run.settings.max_logprob_gap} was expected. Use precision = "float32", or raise max_logprob_gap.'
         )
     for part, (batches, _) in enumerate(laid_out):
         tokens = sum(len(batch.rows.tokens) for batch in batches)
@@ -215,9 +212,7 @@ def _optimizer_steps(
 
 
 @torch.no_grad()
-def _lay_out(
-    run: Run, policy: Policy, groups: Sequence[Group], temperature: float
-) -> tuple[list[GroupBatch], Tensor]:
+def _lay_out(run: Run, policy: Policy, groups: Sequence[Group], temperature: float) -> tuple[list[GroupBatch], Tensor]:
     """Micro-batches of one optimizer step, with the old policy's opinion, and |trainer - sampler| of every token."""
     chosen = [(group.rollouts[i], a) for group in groups for i, a in zip(*_advantages(run, group), strict=True)]
     prompts = {group.problem.id: run.chat.prompt_ids(group.problem.statement) for group in groups}
@@ -266,7 +261,7 @@ STAGE = Stage(
     "rlvr",
     Settings,
     Training(learning_rate=5e-7, batch_size=64, save_every=10, warmup=0.0, end_learning_rate=1.0),
-    (),
+    ("verify",),
     curate,
     plan,
     steps,

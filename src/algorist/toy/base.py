@@ -87,11 +87,11 @@ def equations(seed: int, index: int, count: int) -> str:
     return " ".join(parts)
 
 
-def diary(seed: int, index: int, most_steps: int, distractors: int) -> str:
+def diary(seed: int, index: int, most_steps: int) -> str:
     """A diary whose months are told again in another order: text that rewards looking things up."""
     generator = rng(seed, "toy diaries", index)
     steps = int(generator.integers(1, most_steps + 1))
-    told = world.story(generator, steps, int(generator.integers(0, distractors + 1)))
+    told = world.story(generator, steps, int(generator.integers(0, 3)))
     again = [f"{month}: {event.text}." for month, event in told.dated()]
     first = [f"{event.text} in {month}." for month, event in told.dated()]
     return " ".join(first + [again[i] for i in generator.permutation(len(again))])

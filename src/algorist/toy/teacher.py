@@ -54,13 +54,14 @@ class Transport(httpx.BaseTransport):
             return httpx.Response(404, json={"error": {"message": f"no route {request.method} {request.url.path}"}})
         body = json.loads(request.content)
         statement = body["messages"][-1]["content"]
-        choices = []
+        choices: list[dict[str, object]] = []
+        spoken = 0
         for index in range(body.get("n", 1)):
             generator = rng("toy teacher", body.get("seed", 0), statement, index, body.get("temperature", 1.0))
             text, finish = respond(statement, generator, self.habits, body.get("max_tokens", 1024))
+            spoken += len(text.split())
             message = {"role": "assistant", "content": text}
             choices.append({"index": index, "message": message, "finish_reason": finish})
-        spoken = sum(len(choice["message"]["content"].split()) for choice in choices)  # type: ignore[index]
         usage = {"prompt_tokens": len(statement.split()), "completion_tokens": spoken}
         return httpx.Response(200, json={"model": MODEL, "choices": choices, "usage": usage})
 

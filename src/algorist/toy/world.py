@@ -14,23 +14,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from algorist.numerics.address import rng
-from algorist.records import Problem
+from algorist.records import LEVELS, Problem
 
 NAMES = ("Tom", "Ann", "Bob", "Eva")
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August")
-MONTHS += ("September", "October", "November", "December")
+MONTHS = tuple(
+    [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
+)
 LARGEST = 30
 MOST_AT_ONCE = 9  # won or lost in one event: a small model learns these tables within minutes
-LEVEL_OF_STEPS = {
-    1: "elementary",
-    2: "elementary",
-    3: "middle",
-    4: "high school",
-    5: "high school",
-    6: "college",
-    7: "graduate",
-    8: "graduate",
-}
+LEVEL_OF_STEPS = dict(zip(range(1, 9), (LEVELS[i] for i in (0, 0, 1, 2, 3, 4, 4, 4)), strict=True))
 
 # One clause per kind of event, with the operation it means for its owner.
 CLAUSES = {

@@ -39,6 +39,18 @@ _TIMED_OUT: Outcome = (None, "timed out")
 _CRASHED: Outcome = (None, "crashed")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """[verify]"""
+
+    seconds: float = 1.0  # for one comparison; then its worker is killed and the answer counts as not judged
+    memory_mib: int = 2048  # that one worker may use
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or self.memory_mib < 256:
+            raise ValueError("seconds must be above 0 and memory_mib at least 256.")
+
+
 @dataclass
 class _Worker:
     """One child process: not ready until it says so, then idle or busy with one (gold, answer)."""
