@@ -30,6 +30,8 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
         RunError where a loss is not finite; the last save stays.
     """
     stage, training = run.stage, run.training
+    if (run.folder / "checkpoint").exists():  # killed after the last step: the folder appears whole or not at all
+        return _cleared(run.folder, checkpoints.card(run.folder / "checkpoint"))
     plan = stage.plan(run)
     policy, optimizer, run = _open(run)
     if run.start:
@@ -96,6 +98,10 @@ def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
         parents.insert(0, checkpoints.card(Path(run.parent)).id)
     card = Checkpoint("", run.stage.name, num_steps, tuple(parents), tokens, seconds)
     card = checkpoints.save(run.folder / "checkpoint", policy, run.chat.tokenizer, card)
-    for folder in _saves(run.folder):
-        shutil.rmtree(folder)
+    return _cleared(run.folder, card)
+
+
+def _cleared(folder: Path, card: Checkpoint) -> Checkpoint:
+    for save in _saves(folder):
+        shutil.rmtree(save)
     return card

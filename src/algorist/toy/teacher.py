@@ -2,14 +2,14 @@
 
 `Transport` plugs into httpx where a network would be: the client in generate/server.py sends it the same requests
 that it would send to a real server, and gets the same kind of answer. The teacher knows a problem by its text,
-writes chains in three styles, and fails like one: it slips in arithmetic, mistakes a distractor for a step, skips a
-sentence, notices some of its slips and corrects them, rambles, and now and then loops until it is cut off.
+writes chains in three styles, and fails like one: it slips in arithmetic, misreads a number, mistakes a distractor for a
+step, skips one, notices some of its slips and corrects them, rambles, and now and then loops until it is cut off.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import numpy as np
@@ -33,7 +33,8 @@ PHRASES = {
 class Habits:
     """How often the teacher does what. Rates are per step unless said otherwise."""
 
-    slip: float = 0.06  # a wrong result
+    slip: float = 0.03  # a wrong result
+    misread: float = 0.05  # the number of another event
     notice: float = 0.4  # share of slips it notices and corrects at once
     misled: float = 0.05  # takes a distractor for a step
     skip: float = 0.02  # overlooks a step
@@ -98,6 +99,8 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
             continue
         if generator.random() < habits.skip:
             continue
+        if generator.random() < habits.misread:
+            event = replace(event, n=story.events[int(generator.integers(len(story.events)))].n)
         right = apply(value, event)
         result = _slip(right, generator) if generator.random() < habits.slip else right
         lines.append(f"{lead} {value} {event.operation} {event.n} = {result}.")

@@ -17,21 +17,19 @@ from algorist.numerics.address import rng
 from algorist.records import LEVELS, Problem
 
 NAMES = ("Tom", "Ann", "Bob", "Eva")
-MONTHS = tuple(
-    [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ]
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 )
 LARGEST = 30
 MOST_AT_ONCE = 9  # won or lost in one event: a small model learns these tables within minutes
