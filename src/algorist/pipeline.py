@@ -132,7 +132,8 @@ def _set_aside(root: Path, name: str, fingerprint: str) -> None:
 def _bring_back(root: Path, name: str, fingerprint: str) -> Path:
     place = root / "superseded" / f"{name.replace('/', '-')}-{fingerprint}"
     if place.exists():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / f".{_MARK}.draft").unlink(missing_ok=True)  # all that a kill before the first mark leaves
         os.replace(place, root / name)
     return root / name
 
@@ -168,7 +169,7 @@ def _open_folder(recipe: Recipe, root: Path, say: Callable[[str], object]) -> No
         again = [name for name, found in state(recipe, root) if found == "made by another recipe"]
         if again:
             say(f"made again: {', '.join(again)}; what was there moves to {root / 'superseded'}")
-    elif any(entry.name != ".lock" for entry in root.iterdir()):
+    elif any(entry.name not in (".lock", ".recipe.toml.draft") for entry in root.iterdir()):
         raise RunError(
             f"{root}: is not empty and holds no recipe.toml, so it is no run. Name another folder with --out."
         )

@@ -37,6 +37,7 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
     if run.start:
         say(f"{stage.name}: goes on at step {run.start} of {plan.num_steps}")
     policy.train()
+    save_due = False
     with Journal(run.folder, total=plan.num_steps, title=stage.name, start=run.start) as log:
         for index, step in enumerate(stage.steps(run, policy), run.start):
             with log.step(index) as entry:
@@ -56,8 +57,10 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
                 entry.set(grad_norm=norm, lr=rate)
                 entry.refuse_unless_finite()
                 optimizer.step(rate)
-            if step.may_stop and (index + 1) % training.save_every == 0 and index + 1 < plan.num_steps:
+            save_due = save_due or (index + 1) % training.save_every == 0
+            if save_due and step.may_stop and index + 1 < plan.num_steps:
                 _save(run, policy, optimizer, index + 1)
+                save_due = False
     return _finish(run, policy, plan.num_steps)
 
 
@@ -102,6 +105,7 @@ def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
 
 
 def _cleared(folder: Path, card: Checkpoint) -> Checkpoint:
-    for save in _saves(folder):
+    """The card, once the saves on the way are gone, those that a kill cut short too."""
+    for save in (*_saves(folder), *folder.glob(".step-*.draft")):
         shutil.rmtree(save)
     return card

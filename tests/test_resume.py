@@ -1,0 +1,293 @@
+"""Killed anywhere, a run goes on: the same weights and scores, bit for bit, and no finished work is done twice."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from algorist import recipe as recipes
+from algorist.pipeline import fingerprints
+from algorist.recipe import Recipe
+from algorist.tasks import sections, tasks
+from conftest import ROOT
+
+SMOKE = ROOT / "recipes" / "smoke.toml"
+STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
+CHANGES = 800  # to files, about, in a whole run with saves on the way
+LEFT_OUT = {".lock", "stdout.txt", "log.txt", "recipe.toml", "report.md"}  # the last shows scores.json, rounded
+
+# Runs the command line and kills it just before it changes a file: at the `after`-th change from the first one on
+# that matches `pattern`. A change reads as "os.rename /a/draft", "open /a/file", "os.remove name-inside-a-rmtree".
+KILLER = r"""
+import os, re, sys
+root, pattern, after = sys.argv.pop(1), re.compile(sys.argv.pop(1)), int(sys.argv.pop(1))
+kinds = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "open"}
+seen = False
+def watch(event, args):
+    global seen, after
+    if event not in kinds or event == "open" and not set(args[1] or "") & set("wax"):
+        return
+    path = str(args[0])
+    if not path.startswith(root) and (os.path.isabs(path) or event == "open"):
+        return
+    seen = seen or pattern.search(f"{event} {path}") is not None
+    after -= seen
+    if seen and after < 0:
+        os.kill(os.getpid(), 9)
+sys.addaudithook(watch)
+sys.argv[0] = "algorist"
+from algorist.cli import main
+main()
+"""
+
+
+def begin(
+    folder: Path, *overrides: str, until: str = "", killer: tuple[str, int] | None = None
+) -> subprocess.Popen[Any]:
+    """`algorist run recipes/smoke.toml` in a process of its own; what it says goes to log.txt in the run folder."""
+    program = ["-m", "algorist"] if killer is None else ["-c", KILLER, str(folder), killer[0], str(killer[1])]
+    words = [sys.executable, *program, "run", str(SMOKE), "--out", str(folder)]
+    words += [word for override in overrides for word in ("--set", override)]
+    words += ["--until", until] if until else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
+        return subprocess.Popen(words, env=environment, stdout=log, stderr=log)
+
+
+def said(folder: Path) -> str:
+    """What the latest process said."""
+    return folder.with_suffix(".log").read_text(encoding="utf-8")
+
+
+def finish(folder: Path, *overrides: str, until: str = "") -> str:
+    """Run to the end; what was said."""
+    status = begin(folder, *overrides, until=until).wait(timeout=300)
+    assert status == 0, said(folder)
+    return said(folder)
+
+
+def killed_at(folder: Path, pattern: str, *overrides: str, after: int = 0, until: str = "") -> str:
+    """Run, and be killed before a change to a file (see KILLER); what was said until then."""
+    status = begin(folder, *overrides, until=until, killer=(pattern, after)).wait(timeout=300)
+    assert status == -signal.SIGKILL, said(folder)
+    assert_lock_free(folder)
+    return said(folder)
+
+
+def killed_when(folder: Path, due: Callable[[], bool], *overrides: str) -> str:
+    """Run, and be killed from outside as soon as `due`; what was said until then."""
+    process = begin(folder, *overrides)
+    while not due() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, said(folder)
+    assert_lock_free(folder)
+    return said(folder)
+
+
+def assert_lock_free(folder: Path) -> None:
+    """Whoever was killed holds the run folder no longer, nor does a child of it."""
+    with open(folder / ".lock", "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def num_lines(path: Path) -> int:
+    """Whole lines, 0 where there is no file."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def without_seconds(value: Any) -> Any:
+    """The value without what the clock says."""
+    if isinstance(value, dict):
+        return {key: without_seconds(item) for key, item in value.items() if not key.endswith("seconds")}
+    return [without_seconds(item) for item in value] if isinstance(value, list) else value
+
+
+def content(path: Path) -> Any:
+    """What two equal runs have in common of a file: its bytes, or, where the time is noted, all but that."""
+    if path.suffix == ".jsonl":
+        return [without_seconds(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return without_seconds(json.loads(path.read_bytes())) if path.suffix == ".json" else path.read_bytes()
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """File → content, of everything that the finished tasks of a run left behind, whatever its name."""
+    found = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
+    return {
+        name: content(path)
+        for name, path in found.items()
+        if name not in LEFT_OUT and not name.startswith("superseded/")
+    }
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    """Every file of both runs: weights, cards, data, rollouts, verdicts, journals, scores; and no file more."""
+    ours, theirs = contents(run), contents(undisturbed)
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert any(name.endswith("rlvr/checkpoint/model.safetensors") for name in ours) or "rlvr" not in os.listdir(run)
+    assert not [path for path in run.rglob("*") if "draft" in path.name or path.name.startswith("step-")]
+
+
+def test_killed_in_each_task_it_goes_on_with_the_same_numbers(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    often = ("base.save_every=10", "midtrain.save_every=1", "sft.save_every=3", "dpo.save_every=1", "rlvr.save_every=1")
+    steps = {stage: num_lines(smoke_run / stage / "journal.jsonl") for stage in ("midtrain", "sft", "dpo", "rlvr")}
+
+    killed_when(run, lambda: num_lines(run / "base" / "journal.jsonl") >= 25, *often)
+    log = killed_when(run, lambda: "base: toy: " in said(run), *often)
+    assert "benchmarks: done before, skipped\n" in log and "verdicts: done before, skipped\n" in log
+    assert re.search(r"^base: goes on at step \d+0 of \d+$", log, re.M)
+
+    # in the middle of the save after step 4
+    log = killed_at(run, r"open .*/midtrain/\.step-0000004\.draft/tokenizer", *often)
+    assert "base: done before, skipped\n" in log and "goes on" not in log
+    # in the middle of deleting the save on the way, when the stage's checkpoint stands
+    log = killed_at(run, r"os.rename .*/sft/\.checkpoint\.draft$", *often, after=5)
+    assert f"midtrain: goes on at step 3 of {steps['midtrain']}\n" in log
+    whole, half = run / "sft" / "checkpoint", run / "sft" / "step-0000003"
+    assert 0 < len(os.listdir(half)) < len(os.listdir(whole))
+    # between the end of the stage and the mark that says so: the first time this process writes it
+    log = killed_at(run, r"open .*/sft/\.task\.json\.draft", *often)
+    assert f"sft: {steps['sft']}/{steps['sft']}" not in log and "sft: goes on" not in log  # nothing is trained again
+    assert not half.exists()
+
+    log = killed_when(run, lambda: "dpo: reference: " in said(run), *often)
+    assert f"sft: {steps['sft']}/{steps['sft']}" not in log and "sft: done in" in log
+    killed_at(run, r"os.rename .*/dpo/\.checkpoint\.draft$", *often)
+    log = killed_when(run, lambda: "rlvr: prompts: " in said(run), *often)
+    assert f"dpo: goes on at step {steps['dpo'] - 1} of {steps['dpo']}\n" in log
+    killed_when(run, lambda: num_lines(run / "rlvr" / "journal.jsonl") >= 2, *often)
+    log = finish(run, *often)
+    assert re.search(rf"^rlvr: goes on at step [12] of {steps['rlvr']}$", log, re.M)
+    assert_same(run, smoke_run)
+
+
+def test_killed_at_random_moments_it_goes_on_with_the_same_numbers(smoke_run: Path, tmp_path: Path) -> None:
+    run, chance = tmp_path / "run", random.Random(17)
+    often = [f"{stage}.save_every={steps}" for stage, steps in zip(STAGES, (16, 4, 2, 1, 1), strict=True)]
+    for _ in range(6):
+        status = begin(run, *often, killer=("", chance.randrange(CHANGES // 3))).wait(timeout=300)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, said(run)
+        assert_lock_free(run)
+    # save_every is the recipe's own again: what the kills left of more frequent saves goes all the same
+    finish(run)
+    assert_same(run, smoke_run)
+
+
+def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) -> None:
+    many = "toy.problems=500"  # three shards of rollouts
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    with begin(undisturbed, many, until="verdicts") as beside:
+        killed_at(run, r"os.rename .*/\.recipe\.toml\.draft$", many, until="verdicts")
+        kept = {}
+        for task in ("rollouts", "verdicts"):
+            killed_at(run, rf"os.rename .*/{task}/\.00001\.parquet\.draft$", many, until="verdicts")
+            assert [path.name for path in (run / task).glob("[0-9]*")] == ["00000.parquet"]
+            kept[task] = (run / task / "00000.parquet").stat().st_mtime_ns
+        log = finish(run, many, until="verdicts")
+        assert "rollouts: done before, skipped\n" in log and "verdicts: done in" in log
+        assert kept == {task: (run / task / "00000.parquet").stat().st_mtime_ns for task in kept}
+    assert beside.returncode == 0, said(undisturbed)
+    assert_same(run, undisturbed)
+
+    # a change of mind that was killed before the first mark, and taken back
+    killed_at(run, r"os.rename .*/benchmarks/\.task\.json\.draft$", many, "seed=2", until="verdicts")
+    log = finish(run, many, until="verdicts")
+    assert log.count("done before, skipped\n") == 4 and "done in" not in log
+    assert_same(run, undisturbed)
+
+
+def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run: Path, tmp_path: Path) -> None:
+    run, disturbed = (shutil.copytree(smoke_run, tmp_path / name) for name in ("run", "disturbed"))
+    before = {name: value for name, value in contents(smoke_run).items() if "rlvr/" in name}
+    change = ("rlvr.algorithm=ppo", "rlvr.updates=2")  # a critic, and generations of two optimizer steps
+    journal, number = disturbed / "rlvr" / "journal.jsonl", 2 * num_lines(smoke_run / "rlvr" / "journal.jsonl")
+    with begin(run, *change) as beside:
+        killed_when(
+            disturbed,
+            lambda: (disturbed / "superseded").exists() and num_lines(journal) >= 3,
+            *change,
+            "rlvr.save_every=1",
+        )
+        log = killed_at(disturbed, r"os.rename .*/rlvr/\.checkpoint\.draft$", *change, "rlvr.save_every=3")
+        assert re.search(rf"^rlvr: goes on at step [24] of {number}$", log, re.M)
+        log = finish(disturbed, *change, "rlvr.save_every=3")  # a save that is due amid a generation waits for its end
+        assert f"rlvr: goes on at step {number - 2} of {number}\n" in log
+
+    assert beside.returncode == 0, said(run)
+    assert_same(disturbed, run)
+    log = said(run)
+    assert f"made again: rlvr, scores/rlvr; what was there moves to {run / 'superseded'}\n" in log
+    assert re.findall(r"^(\S+): done in", log, re.M) == ["rlvr", "scores/rlvr"]
+    assert log.count(": done before, skipped\n") == 12
+    made = fingerprints(recipe_with())
+    aside = {task: run / "superseded" / f"{task.replace('/', '-')}-{made[task]}" for task in ("rlvr", "scores/rlvr")}
+    assert {
+        f"{task}/{name}": value for task, place in aside.items() for name, value in contents(place).items()
+    } == before
+
+    log = finish(run)
+    assert log.count(": done before, skipped\n") == 14 and "done in" not in log
+    assert_same(run, smoke_run)
+
+
+def recipe_with(*overrides: str) -> Recipe:
+    """The smoke recipe with a few keys changed."""
+    return recipes.read(SMOKE, sections(), overrides)
+
+
+def onward(stage: str) -> list[str]:
+    """The stage, its scores, and those of all stages after it."""
+    return [task for name in STAGES[STAGES.index(stage) :] for task in (name, f"scores/{name}")]
+
+
+EVERY = [task.name for task in tasks(recipe_with())]
+AFTER_ROLLOUTS = ["verdicts", *onward("midtrain")]
+AFTER_PROBLEMS = ["problems", "rollouts", *AFTER_ROLLOUTS]
+
+
+@pytest.mark.parametrize(
+    ("override", "again"),
+    [
+        ("seed=2", EVERY),
+        ("model.prompt='Now: {problem}'", onward("base")),
+        ("toy.held_out=9", ["benchmarks", "scores/base", *AFTER_PROBLEMS]),  # they rule out other problems
+        ("toy.most_steps=5", ["benchmarks", "scores/base", *AFTER_PROBLEMS]),
+        ("toy.problems=61", AFTER_PROBLEMS),
+        ("data.ngram=30", AFTER_PROBLEMS),
+        ("teacher.samples=5", ["rollouts", *AFTER_ROLLOUTS]),
+        ("teacher.concurrency=3", []),
+        ("verify.seconds=2.5", ["scores/base", *AFTER_ROLLOUTS]),
+        ("base.learning_rate=0.01", onward("base")),
+        ("base.save_every=3", []),
+        ("midtrain.epochs=3", onward("midtrain")),
+        ("midtrain.save_every=3", []),
+        ("sft.learning_rate=0.01", onward("sft")),
+        ("sft.save_every=3", []),
+        ("dpo.beta=0.2", onward("dpo")),
+        ("dpo.save_every=3", []),
+        ("rlvr.steps=4", onward("rlvr")),
+        ("rlvr.prompts.rounds=3", onward("rlvr")),
+        ("rlvr.save_every=3", []),
+        ("evaluate.temperature=0.5", [f"scores/{stage}" for stage in STAGES]),
+    ],
+)
+def test_a_key_invalidates_the_tasks_that_depend_on_it_and_no_others(override: str, again: list[str]) -> None:
+    before, after = fingerprints(recipe_with()), fingerprints(recipe_with(override))
+    assert sorted(task for task in EVERY if before[task] != after[task]) == sorted(again)
