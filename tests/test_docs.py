@@ -153,7 +153,7 @@ def test_the_readme_has_a_recipe_and_a_place_for_the_table() -> None:
 def test_the_page_of_keys_is_up_to_date(tmp_path: Path) -> None:
     code = "import sys; sys.path.insert(0, 'docs'); import make_recipes; print(make_recipes.page(), end='')"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=60
+        [sys.executable, "-I", "-B", "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == TEXTS["docs/recipes.md"], "docs/recipes.md is old: run python docs/make_recipes.py"

@@ -17,15 +17,17 @@ Drops = Counter[str]
 
 
 def accepted(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> tuple[list[Rollout], Drops]:
-    """Rejection sampling: the rollouts that were verified right."""
+    """Rejection sampling: the rollouts that were verified right and ended by themselves."""
     by_id = {verdict.rollout_id: verdict for verdict in verdicts}
     kept, dropped = [], Drops()
     for rollout in rollouts:
         verdict = by_id.get(rollout.id)
-        if verdict is not None and verdict.right:
-            kept.append(rollout)
-        else:
+        if verdict is None or not verdict.right:
             dropped[verdict.reason if verdict else "not verified"] += 1
+        elif rollout.finish != "stop":  # it never ended, so it cannot teach where to end
+            dropped["right but cut off"] += 1
+        else:
+            kept.append(rollout)
     return kept, dropped
 
 
