@@ -164,7 +164,7 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
             book._file = full
             with book.step(0):
                 pass
-    expected = "the disk is full. Free some space and run the same command again; it goes on from the last save."
+    expected = "the disk is full. Free some space and run the same command again; what is finished is kept."
     assert str(caught.value) == f"{tmp_path}/journal.jsonl: {expected}"
 
 

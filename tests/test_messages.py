@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path):
         done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
         last = done.stderr.splitlines()[-1]
         assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (4, "", False)
-        what = "the disk is full. Free some space and run the same command again; finished steps are kept."
+        what = "the disk is full. Free some space and run the same command again; what is finished is kept."
         assert last.startswith(f"{folder}/rollouts/0000") and last.endswith(f".parquet: {what}")
         assert len(store.read(folder / "problems", Problem)) == 1200
         finished = {path: path.stat().st_mtime_ns for path in folder.glob("rollouts/*.parquet")}

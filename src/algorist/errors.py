@@ -8,6 +8,13 @@
 A message says where, what was found, what was expected and what to do, in one or two sentences.
 """
 
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class AlgoristError(Exception):
     """What the command line prints as one line; `exit_status` is what the process returns."""
@@ -31,3 +38,16 @@ class RunError(AlgoristError):
     """A run cannot start or cannot go on; what is finished stays as it is."""
 
     exit_status = 4
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn 'no space left' into an error that says what to do; every other OSError passes through."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"{path}: the disk is full. Free some space and run the same command again; what is finished is kept."
+        ) from error

@@ -8,7 +8,6 @@ now and then elsewhere; stdout belongs to results.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import math
@@ -24,7 +23,7 @@ from typing import Any, ClassVar, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from algorist.errors import RecordError, RunError
+from algorist.errors import RecordError, RunError, explain_full_disk
 
 FILE = "journal.jsonl"
 LINE_SECONDS = 10.0  # at least this long between two plain lines
@@ -73,7 +72,7 @@ class Journal:
         self._last = 0.0
 
     def __enter__(self) -> Journal:
-        with _explained(self.folder / FILE):
+        with explain_full_disk(self.folder / FILE):
             self.folder.mkdir(parents=True, exist_ok=True)
             _keep_before(self.folder, self._start)
             self._file = open(self.folder / FILE, "a", encoding="utf-8")
@@ -101,7 +100,7 @@ class Journal:
         metrics = {key: _number(value) for key, value in entry.values.items()}
         line = {"step": index, "seconds": now - self._last, **metrics}
         assert self._file is not None, "the journal is not open"
-        with _explained(self.folder / FILE):
+        with explain_full_disk(self.folder / FILE):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         rate = {"tokens/s": metrics["tokens"] / line["seconds"]} if metrics.get("tokens") else {}
@@ -246,19 +245,6 @@ class _Meter:
 def _console() -> Console:
     """One console for all bars, so that the bar of a sampling round fits under the bar of its stage."""
     return Console(stderr=True)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn 'no space left' into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"{path}: the disk is full. Free some space and run the same command again; it goes on from the last save."
-        ) from error
 
 
 def _keep_before(folder: Path, start: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from algorist import recipe as recipes
 from algorist import store
 from algorist.data import sources
-from algorist.errors import RunError
+from algorist.errors import RunError, explain_full_disk
 from algorist.evals import report
 from algorist.model import checkpoints, devices
 from algorist.recipe import Recipe
@@ -72,7 +72,7 @@ def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until:
             mark = root / task.name / _MARK
             if _begin(root, task.name, wanted[task.name]):
                 started = time.monotonic()
-                with store.explain_full_disk(mark):
+                with explain_full_disk(mark):
                     task.make(context)
                 store.write_json(mark, {"fingerprint": wanted[task.name], "done": True})
                 say(f"{task.name}: done in {time.monotonic() - started:.0f} s")
@@ -141,7 +141,7 @@ def _bring_back(root: Path, name: str, fingerprint: str) -> Path:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Hold the run folder for this process."""
-    with store.explain_full_disk(root):
+    with explain_full_disk(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = open(root / ".lock", "a")  # noqa: SIM115  held for as long as the run
     with lock:

@@ -240,17 +240,14 @@ def _coloured(look: Look, run: Run, ids: Sequence[int], weights: Sequence[float]
 
 
 def _generation(look: Look) -> None:
-    """What the policy said in one generation, judged again, and the sign of its advantage where it was learned from."""
-    from algorist.verify.pool import Pool
-
+    """What the policy said in one generation, its verdicts, and the sign of its advantage where it was learned from."""
     shards = sorted((look.root / "rlvr" / "rollouts").glob("[0-9]*.parquet"))
     if not shards or (look.step or 0) >= len(shards):
         so_far = f"rlvr has sampled {len(shards)} generations so far"
         raise RunError(f"{look.root}: {so_far}. Run it further, or name another --step.")
     shard = shards[-1 if look.step is None else look.step]
     problems, rollouts = _all_problems(look), store.read_shard(shard, Rollout)
-    with Pool() as pool:
-        verdicts = pool.verdicts(rollouts, {problem.id: problem.answer for problem in problems.values()})
+    verdicts = store.read_shard(look.root / "rlvr" / "verdicts" / shard.name, Verdict)
     groups: dict[str, list[tuple[Rollout, Verdict]]] = defaultdict(list)
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         groups[rollout.problem_id].append((rollout, verdict))

@@ -8,7 +8,6 @@ time: the same records from the same parents have the same id.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from algorist.errors import RecordError, RunError
+from algorist.errors import RecordError, explain_full_disk
 
 Record = TypeVar("Record")
 MANIFEST = "manifest.json"
@@ -39,19 +38,6 @@ class Manifest:
     shards: tuple[str, ...]  # file names, in reading order
     parents: tuple[str, ...]  # ids of the data sets and checkpoints it was made from
     dropped: Mapping[str, int]  # reason → how many records were left out on the way here
-
-
-@contextlib.contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space left' into an error that says what to do; every other OSError passes through."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            f"{path}: the disk is full. Free some space and run the same command again; finished steps are kept."
-        ) from error
 
 
 @contextlib.contextmanager

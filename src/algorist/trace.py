@@ -75,10 +75,10 @@ def _everything(root: Path) -> Iterator[Placed]:
         for record in store.read(root / place, _KINDS[manifest.kind]):
             yield place, record
     # What RLVR samples grows by a shard for each generation and never becomes a finished data set.
-    if not (root / "rlvr" / "rollouts" / store.MANIFEST).exists():
-        for shard in sorted((root / "rlvr" / "rollouts").glob("[0-9]*.parquet")):
-            for rollout in store.read_shard(shard, Rollout):
-                yield "rlvr/rollouts", rollout
+    for place, kind in (("rlvr/rollouts", Rollout), ("rlvr/verdicts", Verdict)):
+        for shard in sorted((root / place).glob("[0-9]*.parquet")):
+            for record in store.read_shard(shard, kind):
+                yield place, record
 
 
 def _related(everything: Iterable[Placed], identity: str) -> list[Placed]:

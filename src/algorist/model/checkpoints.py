@@ -19,7 +19,7 @@ import transformers
 from safetensors import SafetensorError
 
 from algorist import store
-from algorist.errors import RecipeError
+from algorist.errors import RecipeError, explain_full_disk
 from algorist.model import devices
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy
@@ -68,7 +68,7 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        with store.explain_full_disk(folder):
+        with explain_full_disk(folder):
             policy.model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
             if policy.critic is not None:

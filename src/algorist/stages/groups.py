@@ -20,7 +20,7 @@ from algorist.generate.sampling import Sampling
 from algorist.model.policy import Policy
 from algorist.numerics.address import rng
 from algorist.numerics.groups import Selection, select, wants_more
-from algorist.records import Problem, Rollout
+from algorist.records import Problem, Rollout, Verdict
 from algorist.stage import Run
 from algorist.verify.pool import Pool
 
@@ -48,35 +48,36 @@ class Sampler:
     def fill(self, problems: Sequence[Problem]) -> tuple[list[Group], dict[str, float]]:
         """Up to `batch_size` groups to learn from, and the facts of this generation for the journal.
 
-        Every rollout that was sampled is stored in the stage's folder, selected or not.
+        Every rollout that was sampled is stored in the stage's folder with its verdict, selected or not.
         """
         started = time.monotonic()
         settings, size = self.run.settings, self.run.training.batch_size
         order = rng(self.run.seed, "rlvr", "prompts", self.generation).permutation(len(problems))
         groups: list[Group] = []
         kept: list[Group] = []
-        unjudged = begun = 0
+        heard: list[tuple[Rollout, Verdict]] = []
+        begun = 0
         for _ in range(1 + settings.refills):
             chosen = [problems[i] for i in order[begun : begun + size - len(kept)]]
             begun += len(chosen)
             if not chosen:
                 break
-            judged, missing = self._groups(chosen)
-            unjudged += missing
-            groups += judged
-            kept += [group for group in judged if group.selection.kept]
+            sampled = self._groups(chosen, heard)
+            groups += sampled
+            kept += [group for group in sampled if group.selection.kept]
             if len(kept) >= size:
                 break
-        sampled = [rollout for group in groups for rollout in group.rollouts]
-        store.write_shard(self.run.folder / "rollouts", self.generation, Rollout, sampled)
+        store.write_shard(self.run.folder / "rollouts", self.generation, Rollout, [said for said, _ in heard])
+        store.write_shard(self.run.folder / "verdicts", self.generation, Verdict, [verdict for _, verdict in heard])
+        unjudged = sum(verdict.right is None for _, verdict in heard)
         return kept, {**_facts(groups, unjudged), "sample_seconds": time.monotonic() - started}
 
-    def _groups(self, problems: Sequence[Problem]) -> tuple[list[Group], int]:
-        """A group for each problem, sampled again while it has too few right responses."""
+    def _groups(self, problems: Sequence[Problem], heard: list[tuple[Rollout, Verdict]]) -> list[Group]:
+        """A group for each problem, sampled again while it has too few right responses; `heard` gets all of them."""
         settings = self.run.settings
         found: dict[str, tuple[list[Rollout], list[bool]]] = {problem.id: ([], []) for problem in problems}
         golds = {problem.id: problem.answer for problem in problems}
-        sampled = unjudged = 0
+        sampled = 0
         asking = list(problems)
         while asking and sampled < settings.oversample:
             more = range(sampled, min(sampled + settings.group_size, settings.oversample))
@@ -87,8 +88,8 @@ class Sampler:
                 address=(self.run.seed, "rlvr", self.generation),
             )
             for rollout, verdict in zip(fresh, self.pool.verdicts(fresh, golds), strict=True):
+                heard.append((rollout, verdict))
                 if verdict.right is None:
-                    unjudged += 1
                     continue
                 found[rollout.problem_id][0].append(rollout)
                 found[rollout.problem_id][1].append(verdict.right)
@@ -98,7 +99,7 @@ class Sampler:
                 for problem in asking
                 if wants_more(found[problem.id][1], enough_right=settings.enough_right, most=settings.oversample)
             ]
-        return [self._group(problem, *found[problem.id]) for problem in problems], unjudged
+        return [self._group(problem, *found[problem.id]) for problem in problems]
 
     def _group(self, problem: Problem, sampled: Sequence[Rollout], right: Sequence[bool]) -> Group:
         settings = self.run.settings

@@ -2,7 +2,7 @@
 
 `Transport` plugs into httpx where a network would be: the client in generate/server.py sends it the same requests
 that it would send to a real server, and gets the same kind of answer. The teacher knows a problem by its text,
-writes chains in three styles, and fails like one: it slips in arithmetic, misreads a number, mistakes a distractor for a
+writes chains in three styles, and fails like one: it slips in arithmetic, misreads a number, takes a distractor for a
 step, skips one, notices some of its slips and corrects them, rambles, and now and then loops until it is cut off.
 """
 
