@@ -29,10 +29,10 @@ class Training:
     learning_rate: float = 1e-5  # peak
     warmup: float = 0.1  # share of the steps over which the rate rises
     end_learning_rate: float = 0.0  # share of the peak that the cosine falls to; 1 keeps it constant
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"  # Muon takes the matrices of the layers, AdamW the rest
     others_rate: float = 1.0  # with Muon: the rate of embeddings and vectors, as a multiple of learning_rate
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
+    max_grad_norm: float = 1.0  # longer gradients are scaled to this norm
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
     save_every: int = 200  # optimizer steps between two saves that a killed run can go on from

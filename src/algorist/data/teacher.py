@@ -28,11 +28,11 @@ class Settings:
     """[teacher]"""
 
     url: str = toy.URL  # of an OpenAI-compatible server, up to and including /v1; or toy://teacher
-    model: str = toy.MODEL
+    model: str = toy.MODEL  # as the server knows it; goes into the rollouts
     samples: int = 8  # per problem
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 16_384
+    temperature: float = 0.6  # the paper does not print its teacher settings; these are Open-R1's
+    top_p: float = 0.95  # share of the probability that is sampled from
+    max_tokens: int = 16_384  # of a response; the toy teacher counts words
     concurrency: int = 32  # requests in flight
     prompt: str = (
         "You will be given a problem. Please reason step by step, "

@@ -24,9 +24,9 @@ _SHARD = 2_000  # rollouts
 class Settings:
     """[evaluate]"""
 
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 32_768
+    temperature: float = 0.6  # the paper's protocol, with the two keys below
+    top_p: float = 0.95  # share of the probability that is sampled from
+    max_tokens: int = 32_768  # of a response; longer ones are cut and finish with "length"
     samples: dict[str, int] = field(default_factory=dict)  # per problem, by benchmark
     default_samples: int = 4  # for benchmarks that `samples` does not name
     num_slots: int = 128  # sequences decoded together

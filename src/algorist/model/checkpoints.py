@@ -36,6 +36,7 @@ class Settings:
     """[model]"""
 
     base: str = "toy"  # a local folder, a hub name, or "toy": a small model made in the run
+    # Asked in training, sampling and evaluation alike; {problem} is the statement.
     prompt: str = "Please reason step by step, and put your final answer within \\boxed{}. {problem}"
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
 

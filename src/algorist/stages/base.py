@@ -20,19 +20,19 @@ from algorist.toy import base, world
 class Settings:
     """[base], beside the loop's keys; the shape of the model and the size of its corpus"""
 
-    hidden_size: int = 128
-    num_layers: int = 4
+    hidden_size: int = 128  # width of the model
+    num_layers: int = 4  # depth
     num_heads: int = 4  # half as many key heads
-    mlp_size: int = 384
+    mlp_size: int = 384  # width inside the MLP
     context: int = 512  # tokens
-    equation_lines: int = 5_000
-    equations_per_line: int = 8
+    equation_lines: int = 5_000  # of plain arithmetic
+    equations_per_line: int = 8  # each goes on from the result before
     diaries: int = 3_000  # whose months are told twice
     bare_answers: int = 1_000  # problems with an answer and no reasoning
     most_steps: int = 6  # in a diary or problem
-    sequence_length: int = 512
-    packing: bool = True
-    epochs: int = 1
+    sequence_length: int = 512  # tokens of a row
+    packing: bool = True  # several texts share a row
+    epochs: int = 1  # times that the corpus is read
 
     def __post_init__(self) -> None:
         if self.num_heads % 2 or self.hidden_size % self.num_heads:

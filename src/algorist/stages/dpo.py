@@ -32,8 +32,8 @@ class Settings:
     """[dpo], beside the loop's keys"""
 
     sequence_length: int = 16_384  # tokens of prompt and response; pairs with a longer one are left out, with a count
-    beta: float = 0.1
-    epochs: int = 1
+    beta: float = 0.1  # how strongly the policy is held to the reference
+    epochs: int = 1  # times that the data is read
     per_problem: int = 2  # pairs of one problem
     max_length_ratio: float = 2.0  # of the two texts of a pair
 

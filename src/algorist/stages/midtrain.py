@@ -29,7 +29,7 @@ class Settings:
 
     sequence_length: int = 16_384  # tokens of a row; longer samples are left out, with a count
     packing: bool = True  # False: one sample per row
-    epochs: int = 5
+    epochs: int = 5  # times that the data is read
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.sequence_length < 2:

@@ -87,18 +87,18 @@ class Prompts:
 class Settings:
     """[rlvr], beside the loop's keys; batch_size counts prompts"""
 
-    algorithm: Literal["grpo", "ppo"] = "grpo"
+    algorithm: Literal["grpo", "ppo"] = "grpo"  # PPO adds a critic
     steps: int = 100  # generations
     updates: int = 1  # optimizer steps on one generation
     max_tokens: int = 25_600  # of a response
     group_size: int = 8  # samples of a prompt at a time
     oversample: int = 128  # most samples of a prompt: the only number that the paper prints
     enough_right: int = 1  # a prompt with fewer right responses is sampled again
-    balance: bool = True
-    max_prompt_accuracy: float = 0.5
+    balance: bool = True  # learn from equally many right and wrong responses
+    max_prompt_accuracy: float = 0.5  # prompts with a larger share of right responses are dropped
     refills: int = 2  # times that new prompts replace dropped ones in one generation
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float = 0.2  # how far below 1 a ratio may fall before its gradient stops
+    clip_high: float = 0.2  # how far above 1 it may rise
     max_logprob_gap: float = 0.1  # mean |trainer - sampler| in nats per token above which the run stops
     num_slots: int = 128  # sequences decoded together
     reward: Reward = Reward()

@@ -22,8 +22,8 @@ class Settings:
     """[sft], beside the loop's keys"""
 
     sequence_length: int = 20_480  # tokens; longer samples are left out, with a count
-    packing: bool = False
-    epochs: int = 5
+    packing: bool = False  # one sample per row
+    epochs: int = 5  # times that the data is read
     levels: tuple[str, ...] = ("college", "graduate")  # that count as hard; all where empty
     keep_easier: float = 0.1  # share of the other levels' problems that stay
     per_problem: int = 1  # right responses of one problem, shortest first

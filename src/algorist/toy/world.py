@@ -54,8 +54,8 @@ class Settings:
 
     problems: int = 1_600  # to learn from
     held_out: int = 500  # to be scored on
-    fewest_steps: int = 2
-    most_steps: int = 8
+    fewest_steps: int = 2  # changes of the points that are asked for
+    most_steps: int = 8  # at most 8: a year has twelve months
     distractors: int = 2  # at most, in one problem
 
     def __post_init__(self) -> None:
