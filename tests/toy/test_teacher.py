@@ -14,7 +14,7 @@ from algorist.toy.teacher import Habits
 
 PERFECT = Habits(slip=0, misread=0, notice=0, misled=0, skip=0, ramble=0, loop=0, terse=0)
 PROBLEMS = world.problems(1, "train", 400, range(1, 7))
-EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+EQUATION = re.compile(r"(-?\d+) ([-+*/]) (\d+) = (-?\d+)")
 
 
 def ask(habits: Habits, n: int = 2000, max_words: int = 10_000) -> list[tuple[world.Story, str, str]]:
@@ -30,7 +30,7 @@ def ask(habits: Habits, n: int = 2000, max_words: int = 10_000) -> list[tuple[wo
 
 def answered(text: str) -> int:
     """The number in the box."""
-    (box,) = re.findall(r"\\boxed\{(\d+)\}", text)
+    (box,) = re.findall(r"\\boxed\{(-?\d+)\}", text)
     return int(box)
 
 
@@ -55,7 +55,6 @@ def test_it_slips_at_its_rate() -> None:
     equations = [e for _, text, _ in ask(replace(PERFECT, slip=0.1)) for e in EQUATION.findall(text)]
     wrong = [e for e in equations if not holds(e)]
     assert len(wrong) / len(equations) == pytest.approx(0.1, abs=0.015)
-    assert all(int(e[3]) > 0 for e in wrong)
 
 
 def test_it_notices_and_corrects_a_share_of_its_slips() -> None:
