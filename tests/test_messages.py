@@ -89,7 +89,7 @@ def test_problem_files(refused, tmp_path):
     path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
     assert refused(*named, "--set", f'data.benchmarks.own="{path}"') == (
         2,
-        "[data] problems: none is left of 1 ({'in a benchmark': 1}). Name other files.",
+        "[data] problems: none of 1 is left (1 in a benchmark). Name other files.",
     )
 
 

@@ -201,9 +201,10 @@ def test_messages(command, smoke_run, tmp_path):
         2,
         "show funnel --id: this view takes no id. Leave funnel out to follow the id everywhere.",
     )
-    assert refused(smoke_run, "batch", "--step", 3) == (
+    last = journal.read(smoke_run / "sft")[-1]["step"]
+    assert refused(smoke_run, "batch", "--step", 99) == (
         4,
-        f"{smoke_run}/sft: has no step 3. Name one from 0 to 2 with --step.",
+        f"{smoke_run}/sft: has no step 99. Name one from 0 to {last} with --step.",
     )
     assert refused(smoke_run, "batch", "--stage", "rlvr", "--step", 7) == (
         4,

@@ -57,9 +57,7 @@ def test_pass_rates_count_judged_rollouts_only() -> None:
 
 def test_hard_and_clean_keeps_the_shortest_of_hard_problems() -> None:
     found = rollouts(HARD, 30, 10, 20) + rollouts(EASY, 5)
-    kept, dropped = curate.hard_and_clean(
-        found, PROBLEMS, levels=("college",), keep_easier=0.0, per_problem=2, seed=1
-    )
+    kept, dropped = curate.hard_and_clean(found, PROBLEMS, levels=("college",), keep_easier=0.0, per_problem=2, seed=1)
     assert [len(one.text) for one in kept] == [10, 20] and {one.problem_id for one in kept} == {HARD.id}
     assert +dropped == {"easier level": 1, "longer than another of its problem": 1}
 
@@ -98,9 +96,7 @@ def test_pairs_match_lengths_and_use_each_rollout_once() -> None:
     again, _ = curate.pairs(found[::-1], judged[::-1], per_problem=9, max_length_ratio=2.0)
     assert again == pairs
     twice = rollouts(EASY, 10, 40, 10, 11)
-    pairs, dropped = curate.pairs(
-        twice, verdicts(twice, True, True, False, False), per_problem=9, max_length_ratio=9.0
-    )
+    pairs, dropped = curate.pairs(twice, verdicts(twice, True, True, False, False), per_problem=9, max_length_ratio=9.0)
     assert lengths(pairs) == [(10, 10), (40, 11)] and not +dropped
 
 

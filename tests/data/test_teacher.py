@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_the_scripted_teacher(tmp_path: Path) -> None:
 
 def test_a_problem_gets_the_same_rollouts_beside_others(tmp_path: Path) -> None:
     everything = ask(tmp_path / "all")
-    few = PROBLEMS[5:8]
+    few = [replace(problem) for problem in PROBLEMS[5:8]]
     ids = [problem.id for problem in few]
     assert ask(tmp_path / "few", problems=few) == [r for r in everything if r.problem_id in ids]
 

@@ -162,9 +162,7 @@ def test_a_refusal_is_not_tried_again(desk: Desk) -> None:
     desk.script = [(400, {}, "max_tokens is too large")]
     with pytest.raises(RunError) as refused:
         desk.ask(1)
-    assert (
-        str(refused.value) == f"{desk.url}: the server refused (400: max_tokens is too large). Mend [teacher]."
-    )
+    assert str(refused.value) == f"{desk.url}: the server refused (400: max_tokens is too large). Mend [teacher]."
     assert len(desk.asked) == 1
 
 

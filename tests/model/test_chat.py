@@ -38,13 +38,13 @@ def test_sampling_stops_at_the_end_of_turn_and_at_the_end_of_text() -> None:
 
 
 def test_prompt_ends_where_the_response_begins(toy: Chat) -> None:
-    text = toy.tokenizer.decode(toy.prompt_ids("How many pens does Tom have?"))
-    assert text == "<|user|>How many pens does Tom have?<|end|><|assistant|>"
+    text = toy.tokenizer.decode(toy.prompt_ids("How many points does Tom have?"))
+    assert text == "<|user|>How many points does Tom have?<|end|><|assistant|>"
 
 
 def test_prompt_and_response_are_the_whole_conversation(toy: Chat) -> None:
     """Joined as ids they equal the rendered conversation: the policy is trained in the words it is asked in."""
-    question, answer = "How many pens does Tom have?", "Tom has 12 pens."
+    question, answer = "How many points does Tom have?", "Tom has 12 pens."
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     rendered = toy.tokenizer.apply_chat_template(messages, tokenize=False)
     expected = toy.tokenizer(rendered, add_special_tokens=False).input_ids
@@ -91,7 +91,7 @@ def test_braces_in_a_statement_are_left_alone(toy: Chat) -> None:
 def test_a_saved_tokenizer_opens_as_it_was(toy: Chat, tmp_path: Path) -> None:
     toy.tokenizer.save_pretrained(tmp_path)
     again = Chat.of(load_tokenizer(str(tmp_path)), "{problem}")
-    question = "How many pens does Tom have?"
+    question = "How many points does Tom have?"
     assert (again.end, again.stops) == (toy.end, toy.stops)
     assert again.prompt_ids(question) == toy.prompt_ids(question)
 

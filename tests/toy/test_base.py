@@ -35,7 +35,7 @@ def model(seed: int = 1, vocab_size: int = 300) -> Phi3ForCausalLM:
 
 def said() -> Iterator[str]:
     """What the world, its teacher and the base corpus say."""
-    yield from teacher.PHRASES.values()
+    yield from (phrase.format(n=3) for phrase in teacher.PHRASES.values())
     for who in world.NAMES:
         yield world.QUESTION.format(who=who)
         for clause, _ in world.CLAUSES.values():

@@ -95,7 +95,9 @@ def test_it_takes_distractors_for_steps_at_its_rate() -> None:
 
 
 def test_it_rambles_and_writes_tersely_in_its_shares_of_chains() -> None:
-    rambled = [teacher.PHRASES["ramble"] in text for story, text, _ in ask(replace(PERFECT, ramble=1.0)) if steps(story)]
+    rambled = [
+        teacher.PHRASES["ramble"] in text for story, text, _ in ask(replace(PERFECT, ramble=1.0)) if steps(story)
+    ]
     assert 0.5 < sum(rambled) / len(rambled) < 1.0
     assert not any(teacher.PHRASES["ramble"] in text for _, text, _ in ask(PERFECT, 300))
     terse = [", so" not in text for _, text, _ in ask(replace(PERFECT, terse=0.4))]

@@ -105,5 +105,6 @@ def weights_id(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         if file.name != _OPTIMIZER:
             digest.update(file.name.encode())
-            digest.update(hashlib.file_digest(open(file, "rb"), "sha256").digest())  # noqa: SIM115
+            with open(file, "rb") as weights:
+                digest.update(hashlib.file_digest(weights, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -114,6 +114,6 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
 
 
 def _slip(right: int, generator: np.random.Generator) -> int:
-    """A result that is off by one, two or ten, still positive."""
+    """A result that is off by one, two or ten; positive where the right one is."""
     wrong = right + int(generator.choice((-10, -2, -1, 1, 2, 10)))
     return wrong if wrong > 0 else right + 1
