@@ -34,6 +34,7 @@ class Settings:
     sequence_length: int = 16_384  # tokens of prompt and response; pairs with a longer one are left out, with a count
     beta: float = 0.1  # how strongly the policy is held to the reference
     epochs: int = 1  # times that the data is read
+    nll_weight: float = 0.0  # of the chosen response's mean cross-entropy beside the preference; 0 is the paper's loss
     per_problem: int = 2  # pairs of one problem
     max_length_ratio: float = 2.0  # of the two texts of a pair
 
@@ -80,11 +81,21 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
 
 
 def loss(policy: Policy, batch: PairBatch, settings: Any) -> Loss:
-    """DPO against the stored reference."""
+    """DPO against the stored reference, with the likelihood of the chosen response beside it where asked for.
+
+    The second term keeps the chosen response from becoming less likely together with the rejected one; it is that of
+    Pang et al. 2024, "Iterative reasoning preference optimization", eq. 1.
+    """
     sums = document_sums(policy.logprobs(batch.rows), batch.rows)
-    return losses.dpo_loss(
+    preference = losses.dpo_loss(
         sums[0::2], sums[1::2], batch.ref_chosen, batch.ref_rejected, batch.weights, beta=settings.beta
     )
+    if not settings.nll_weight:
+        return preference
+    lengths = document_sums(batch.rows.weights, batch.rows)
+    likelihood = losses.cross_entropy(sums[0::2] / lengths[0::2], batch.weights)
+    metrics = preference.metrics | {"chosen_nll": likelihood.value.detach()}
+    return Loss(preference.value + settings.nll_weight * likelihood.value, metrics)
 
 
 def lay_out_pairs(pairs: Sequence[Pair], *, total: int) -> PairBatch:
