@@ -78,11 +78,14 @@ def hard_and_clean(
 def pairs(
     rollouts: Iterable[Rollout], verdicts: Iterable[Verdict], *, per_problem: int, max_length_ratio: float
 ) -> tuple[list[tuple[Rollout, Rollout]], Drops]:
-    """(chosen, rejected) of the same problem: right and wrong rollouts matched by length, each used once.
+    """(chosen, rejected) of the same problem: right and wrong rollouts of the most similar length, each used once.
+
+    Matching by length over all of a problem's rollouts keeps length, and with it style, from telling the two apart:
+    what is left to prefer is what makes one right.
 
     Args:
         per_problem       most pairs of one problem
-        max_length_ratio  longest allowed ratio of the two texts' lengths, so that length does not tell them apart
+        max_length_ratio  longest allowed ratio of the two texts' lengths
 
     Returns:
         The pairs, and how many wrong rollouts found no partner, by reason.
@@ -94,23 +97,27 @@ def pairs(
             groups[rollout.problem_id][0 if right else 1].append(rollout)
     found, dropped = [], Drops()
     for good, bad in groups.values():
-        free = sorted(good, key=lambda r: (len(r.text), r.id))
-        taken = 0
-        for wrong in sorted(bad, key=lambda r: (len(r.text), r.id)):
+        similar = [(r, w) for r in good for w in bad if _length_ratio(r, w) <= max_length_ratio]
+        similar.sort(key=lambda pair: (abs(len(pair[0].text) - len(pair[1].text)), pair[0].id, pair[1].id))
+        used: set[str] = set()
+        for right_one, wrong in similar:
+            if len(used) < 2 * per_problem and used.isdisjoint((right_one.id, wrong.id)):
+                used |= {right_one.id, wrong.id}
+                found.append((right_one, wrong))
+        matched = {wrong.id for _, wrong in similar}
+        for wrong in bad:
             if not good:
                 dropped["no right rollout of its problem"] += 1
-            elif taken == per_problem or not free:
+            elif wrong.id not in matched:
+                dropped["no right rollout of similar length"] += 1
+            elif wrong.id not in used:
                 dropped["its problem has enough pairs"] += 1
-            else:
-                match = min(free, key=lambda r: abs(len(r.text) - len(wrong.text)))
-                longer, shorter = sorted((len(match.text), len(wrong.text)), reverse=True)
-                if longer > max_length_ratio * shorter:
-                    dropped["no right rollout of similar length"] += 1
-                else:
-                    free.remove(match)
-                    found.append((match, wrong))
-                    taken += 1
     return found, dropped
+
+
+def _length_ratio(one: Rollout, other: Rollout) -> float:
+    shorter, longer = sorted((len(one.text), len(other.text)))
+    return longer / shorter
 
 
 def samples(
