@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,7 +181,9 @@ def test_ctrl_c_while_the_run_works(tmp_path):
     folder = tmp_path / "run"
     words = [sys.executable, "-m", "algorist", "run", str(SMOKE), "--out", str(folder), "--until", "rollouts"]
     words += ["--set", "toy.problems=4000"]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     give_up = time.monotonic() + 60
     while not list(folder.glob("rollouts/*.parquet")):
         assert time.monotonic() < give_up and process.poll() is None

@@ -111,7 +111,7 @@ def test_a_batch_marks_what_is_trained(command, smoke_run, stage):
 
 def test_a_batch_of_pairs_and_a_later_step(command, smoke_run):
     text = shown(command, smoke_run, "batch", "--stage", "dpo", "--step", 1)
-    assert text.startswith("dpo, step 1: 16 documents, micro-batches: 1, ")
+    assert re.match(r"dpo, step 1: \d+ documents, micro-batches: 1, ", text)
     titles = re.findall(r"── document \d+: (\w+) of pair (\w+), reference log-probability (-[\d.]+)", text)
     pair = next(pair for pair in store.read(smoke_run / "dpo" / "data", Pair) if pair.id == titles[0][1])
     assert [title[0] for title in titles] == ["chosen", "rejected"]
