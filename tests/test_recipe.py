@@ -170,15 +170,6 @@ def test_the_resolved_recipe_is_an_equal_recipe(tmp_path: Path) -> None:
     assert "seeds" not in first.resolved()["evaluate"]
 
 
-def test_fingerprint_depends_on_the_named_sections_only(tmp_path: Path) -> None:
-    base, other = made(tmp_path, HEAD), made(tmp_path, HEAD, ("sft.batch_size=1", "seed=5"))
-    assert base.fingerprint("model", "rlvr") == other.fingerprint("rlvr", "model")
-    assert base.fingerprint("sft") != other.fingerprint("sft")
-    assert base.fingerprint("sft") != base.fingerprint("rlvr")
-    assert base.fingerprint("seed", "rlvr") != other.fingerprint("seed", "rlvr")
-    assert base.fingerprint("sft") == made(tmp_path, HEAD + "[sft]\nlearning_rate = 1e-05\n").fingerprint("sft")
-
-
 def test_differences(tmp_path: Path) -> None:
     old = made(tmp_path, HEAD + "[sft]\nlearning_rate = 0.001\nstop_after = 3\n[rlvr]\ntemperature = { end = 0.5 }\n")
     new = made(tmp_path, HEAD + '[sft]\nlearning_rate = 0.002\nlevels = ["a"]\n[evaluate]\nseeds = [1]\n', ("seed=3",))

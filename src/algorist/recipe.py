@@ -27,7 +27,6 @@ import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
 from algorist.errors import RecipeError
-from algorist.records import content_id
 
 Kind = TypeVar("Kind")
 Address = tuple[str | int, ...]  # ("rlvr", "temperature", "start"); () is the recipe itself
@@ -62,11 +61,6 @@ class Recipe:
     def dumps(self) -> str:
         """The resolved recipe as TOML; reading it again gives an equal recipe."""
         return tomli_w.dumps(self.resolved())
-
-    def fingerprint(self, *names: str) -> str:
-        """16 hexadecimal digits over the resolved values of these sections ("seed" and "name" count as such)."""
-        resolved = self.resolved()
-        return content_id("recipe", {name: resolved[name] for name in names})
 
 
 def read(path: Path, sections: Sections, overrides: Sequence[str] = ()) -> Recipe:

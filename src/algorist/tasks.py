@@ -112,7 +112,7 @@ def _verdicts(context: Context) -> None:
     golds = {problem.id: problem.answer for problem in store.read(context.root / "problems", Problem)}
     source, target = context.root / "rollouts", context.root / "verdicts"
     manifest = store.manifest(source)
-    with _pool(context) as pool, progress("verify", manifest.rows) as advance:
+    with Pool.of(context.of("verify", verify.Settings)) as pool, progress("verify", manifest.rows) as advance:
         for index, shard in enumerate(manifest.shards):
             rollouts = store.read_shard(source / shard, Rollout)
             if not (target / f"{index:05d}.parquet").exists():
@@ -122,11 +122,6 @@ def _verdicts(context: Context) -> None:
     verdicts = store.read(target, Verdict)
     counts = {right: sum(verdict.right is right for verdict in verdicts) for right in (True, False, None)}
     context.say(f"verdicts: {counts[True]:,} right, {counts[False]:,} wrong, {counts[None]:,} not judged")
-
-
-def _pool(context: Context) -> Pool:
-    limits = context.of("verify", verify.Settings)
-    return Pool(seconds=limits.seconds, memory_mib=limits.memory_mib)
 
 
 def _chat(context: Context, tokenizer: Any) -> Chat:
@@ -190,7 +185,7 @@ def _scores(stage: str, context: Context) -> None:
     policy = checkpoints.open_policy(checkpoint, precision=context.of("model", checkpoints.Settings).precision)
     speaker = Speaker(policy, _chat(context, load_tokenizer(str(checkpoint))), stage, settings.num_slots)
     names = list(context.of("data", sources.Settings).benchmarks)
-    with _pool(context) as pool:
+    with Pool.of(context.of("verify", verify.Settings)) as pool:
         for name, problems in sources.read_benchmarks(context.root / "benchmarks", names).items():
             place = context.root / "scores" / stage / name
             evaluate.evaluate(speaker, problems, place, settings, seed=context.recipe.seed, pool=pool)

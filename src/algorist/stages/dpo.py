@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from algorist.model.policy import Policy, document_sums
 from algorist.numerics import losses
 from algorist.numerics.address import rng
 from algorist.numerics.losses import Loss
-from algorist.records import Pair, Problem, Rollout, Verdict
+from algorist.records import Pair
 from algorist.stage import Plan, Run, Stage, Step, Training
 
 
@@ -46,16 +47,14 @@ class Settings:
 def curate(run: Run) -> store.Manifest:
     """Pairs with the reference's log-probabilities."""
     settings = run.settings
-    rollouts, verdicts = store.read(run.root / "rollouts", Rollout), store.read(run.root / "verdicts", Verdict)
-    problems = {problem.id: problem for problem in store.read(run.root / "problems", Problem)}
+    rollouts, verdicts, problems = run.taught()
     found, unmatched = curation.pairs(
         rollouts, verdicts, per_problem=settings.per_problem, max_length_ratio=settings.max_length_ratio
     )
     pairs, too_long = curation.token_pairs(found, problems, run.chat, sequence_length=settings.sequence_length)
     reference = checkpoints.open_policy(run.parent, precision=run.precision)
     scored = _with_reference(pairs, reference, run.training.tokens_per_batch)
-    parents = [store.manifest(run.root / name).id for name in ("rollouts", "verdicts")]
-    parents.append(checkpoints.card(run.root / "sft" / "checkpoint").id)
+    parents = [*run.taught_ids(), checkpoints.card(Path(run.parent)).id]
     return store.write(run.data, Pair, scored, parents=parents, dropped=unmatched + too_long)
 
 

@@ -19,7 +19,7 @@ from algorist.numerics import losses
 from algorist.numerics.address import rng
 from algorist.numerics.losses import Loss
 from algorist.numerics.packing import pack
-from algorist.records import Problem, Rollout, Sample, Verdict
+from algorist.records import Sample
 from algorist.stage import Plan, Run, Stage, Step, Training
 
 
@@ -38,12 +38,10 @@ class Settings:
 
 def curate(run: Run) -> store.Manifest:
     """Everything the teacher got right and that fits a row."""
-    rollouts, verdicts = store.read(run.root / "rollouts", Rollout), store.read(run.root / "verdicts", Verdict)
-    problems = {problem.id: problem for problem in store.read(run.root / "problems", Problem)}
+    rollouts, verdicts, problems = run.taught()
     right, wrong = curation.accepted(rollouts, verdicts)
     samples, too_long = curation.samples(right, problems, run.chat, sequence_length=run.settings.sequence_length)
-    parents = [store.manifest(run.root / name).id for name in ("rollouts", "verdicts")]
-    return store.write(run.data, Sample, samples, parents=parents, dropped=wrong + too_long)
+    return store.write(run.data, Sample, samples, parents=run.taught_ids(), dropped=wrong + too_long)
 
 
 def plan(run: Run) -> Plan:

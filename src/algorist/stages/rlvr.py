@@ -119,8 +119,9 @@ def curate(run: Run) -> store.Manifest:
     candidates = [problems[i] for i in sorted(order[: settings.candidates])]
     policy = checkpoints.open_policy(run.parent, precision=run.precision)
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
+    limits = run.recipe.of("verify", verify.Settings)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
-    with progress("rlvr: prompts", len(wanted)) as advance, _pool(run) as pool:
+    with progress("rlvr: prompts", len(wanted)) as advance, Pool.of(limits) as pool:
         speaker = Speaker(policy, run.chat, "rlvr/prompts", run.settings.num_slots)
         found = rollouts(speaker, wanted, sampling, address=(run.seed, "rlvr", "prompts"), progress=advance)
         verdicts = pool.verdicts(found, {problem.id: problem.answer for problem in candidates})
@@ -157,7 +158,7 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
     settings = run.settings
     problems = store.read(run.data, Problem)
     annealing: Annealing = settings.temperature
-    with _pool(run) as pool:
+    with Pool.of(run.recipe.of("verify", verify.Settings)) as pool:
         for generation in range(run.start // settings.updates, settings.steps):
             temperature = schedules.temperature(
                 generation, settings.steps, start=annealing.start, end=annealing.end, over=annealing.over
@@ -187,11 +188,6 @@ def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
         policy.values(hidden), batch.returns, weights, old_values=batch.old_values, clip=critic.clip
     )
     return Loss(surrogate.value + critic.weight * fit.value, surrogate.metrics | fit.metrics)
-
-
-def _pool(run: Run) -> Pool:
-    limits = run.recipe.of("verify", verify.Settings)
-    return Pool(seconds=limits.seconds, memory_mib=limits.memory_mib)
 
 
 def _optimizer_steps(run: Run, policy: Policy, groups: Sequence[Group], facts: dict[str, float]) -> Iterator[Step]:

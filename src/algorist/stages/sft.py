@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from algorist import store
 from algorist.data import curate as curation
-from algorist.records import LEVELS, Problem, Rollout, Sample, Verdict
+from algorist.records import LEVELS, Sample
 from algorist.stage import Run, Stage, Training
 from algorist.stages import midtrain
 
@@ -38,8 +38,7 @@ class Settings:
 def curate(run: Run) -> store.Manifest:
     """The hard and clean part of what stage 1 learned from."""
     settings = run.settings
-    rollouts, verdicts = store.read(run.root / "rollouts", Rollout), store.read(run.root / "verdicts", Verdict)
-    problems = {problem.id: problem for problem in store.read(run.root / "problems", Problem)}
+    rollouts, verdicts, problems = run.taught()
     right, wrong = curation.accepted(rollouts, verdicts)
     chosen, easier = curation.hard_and_clean(
         right,
@@ -50,8 +49,7 @@ def curate(run: Run) -> store.Manifest:
         seed=run.seed,
     )
     samples, too_long = curation.samples(chosen, problems, run.chat, sequence_length=settings.sequence_length)
-    parents = [store.manifest(run.root / name).id for name in ("rollouts", "verdicts")]
-    return store.write(run.data, Sample, samples, parents=parents, dropped=wrong + easier + too_long)
+    return store.write(run.data, Sample, samples, parents=run.taught_ids(), dropped=wrong + easier + too_long)
 
 
 plan, steps, loss = midtrain.plan, midtrain.steps, midtrain.loss

@@ -80,6 +80,11 @@ class Pool:
         self._turn = threading.Lock()
         self._at_exit = weakref.finalize(self, _stop_all, self._workers, os.getpid())
 
+    @classmethod
+    def of(cls, limits: Settings) -> Self:
+        """A pool with the limits of a recipe."""
+        return cls(seconds=limits.seconds, memory_mib=limits.memory_mib)
+
     def __enter__(self) -> Self:
         return self
 
