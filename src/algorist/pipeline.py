@@ -80,6 +80,7 @@ def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until:
                 say(f"{task.name}: done before, skipped")
             if task.name == until:
                 return None
+        say(f"most memory used: {devices.peak_memory() / 2**30:.1f} GiB")
         return write_report(recipe, root)
 
 

@@ -49,12 +49,6 @@ def test_accepted_are_right_and_ended() -> None:
     assert dropped == {"different": 1, "timed out": 1, "right but cut off": 1, "not verified": 1}
 
 
-def test_pass_rates_count_judged_rollouts_only() -> None:
-    easy, hard = rollouts(EASY, 1, 2, 3, 4), rollouts(HARD, 1, 2)
-    judged = verdicts(easy, True, False, None, True) + verdicts(hard, None, None)
-    assert curate.pass_rates(easy + hard, judged) == {EASY.id: 2 / 3}
-
-
 def test_hard_and_clean_keeps_the_shortest_of_hard_problems() -> None:
     found = rollouts(HARD, 30, 10, 20) + rollouts(EASY, 5)
     kept, dropped = curate.hard_and_clean(found, PROBLEMS, levels=("college",), keep_easier=0.0, per_problem=2, seed=1)

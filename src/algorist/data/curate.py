@@ -31,16 +31,6 @@ def accepted(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> tuple[
     return kept, dropped
 
 
-def pass_rates(rollouts: Iterable[Rollout], verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """problem_id → share of its judged rollouts that are right: its difficulty. Unjudged ones count nowhere."""
-    by_id = {verdict.rollout_id: verdict.right for verdict in verdicts}
-    judged: dict[str, list[bool]] = defaultdict(list)
-    for rollout in rollouts:
-        if (right := by_id.get(rollout.id)) is not None:
-            judged[rollout.problem_id].append(right)
-    return {problem_id: sum(rights) / len(rights) for problem_id, rights in judged.items()}
-
-
 def hard_and_clean(
     right: Iterable[Rollout],
     problems: Mapping[str, Problem],
