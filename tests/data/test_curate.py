@@ -49,11 +49,11 @@ def test_accepted_are_right_and_ended() -> None:
     assert dropped == {"different": 1, "timed out": 1, "right but cut off": 1, "not verified": 1}
 
 
-def test_hard_and_clean_keeps_the_shortest_of_hard_problems() -> None:
-    found = rollouts(HARD, 30, 10, 20) + rollouts(EASY, 5)
+def test_hard_and_clean_keeps_the_most_typical_of_hard_problems() -> None:
+    found = rollouts(HARD, 90, 10, 24, 60, 20) + rollouts(EASY, 5)  # neither the rambling one nor the curt one
     kept, dropped = curate.hard_and_clean(found, PROBLEMS, levels=("college",), keep_easier=0.0, per_problem=2, seed=1)
-    assert [len(one.text) for one in kept] == [10, 20] and {one.problem_id for one in kept} == {HARD.id}
-    assert +dropped == {"easier level": 1, "longer than another of its problem": 1}
+    assert [len(one.text) for one in kept] == [24, 20] and {one.problem_id for one in kept} == {HARD.id}
+    assert +dropped == {"easier level": 1, "further from its problem's median length": 3}
 
 
 def test_without_levels_all_problems_are_hard() -> None:

@@ -107,6 +107,15 @@ def test_it_rambles_and_writes_tersely_in_its_shares_of_chains() -> None:
         assert not any(verb in text for verb in ("wins", "loses", "multiplies", "divides", teacher.PHRASES["skip"]))
 
 
+def test_a_terse_chain_is_so_many_times_as_careless() -> None:
+    def told(**habits: float) -> float:
+        found = ask(replace(PERFECT, skip=0.1, **habits))
+        return sum(len(EQUATION.findall(text)) for _, text, _ in found) / sum(steps(story) for story, _, _ in found)
+
+    assert 1 - told(terse=1.0, careless=3.0) == pytest.approx(0.3, abs=0.02)
+    assert 1 - told(terse=0.0, careless=3.0) == pytest.approx(0.1, abs=0.015)
+
+
 def test_a_loop_is_cut_and_says_so() -> None:
     found = ask(replace(PERFECT, loop=0.2), max_words=220)
     cut = [text for _, text, finish in found if finish == "length"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import median
 
 from algorist.model.chat import Chat
 from algorist.numerics.address import key
@@ -40,13 +41,14 @@ def hard_and_clean(
     per_problem: int,
     seed: int,
 ) -> tuple[list[Rollout], Drops]:
-    """The subset of stage 2: hard levels and a share of the easier ones, and of each problem the shortest chains.
+    """The subset of stage 2: hard levels and a share of the easier ones, and of each problem the most typical chains.
 
     Args:
         right        verified-right rollouts
         levels       that count as hard; all are kept where empty
         keep_easier  share of the easier problems kept, so that they are not forgotten
-        per_problem  how many rollouts of one problem, shortest first: rambling and corrected slips make a chain long
+        per_problem  how many rollouts of one problem, those nearest to its median length first: rambling and corrected
+                     slips make a chain long, missing work makes it short
     """
     dropped = Drops()
     by_problem: dict[str, list[Rollout]] = defaultdict(list)
@@ -59,9 +61,10 @@ def hard_and_clean(
             dropped["easier level"] += 1
     kept = []
     for rollouts in by_problem.values():
-        ordered = sorted(rollouts, key=lambda r: (len(r.text), r.id))
+        typical = median(len(r.text) for r in rollouts)
+        ordered = sorted(rollouts, key=lambda r: (abs(len(r.text) - typical), r.id))
         kept += ordered[:per_problem]
-        dropped["longer than another of its problem"] += max(0, len(ordered) - per_problem)
+        dropped["further from its problem's median length"] += max(0, len(ordered) - per_problem)
     return kept, dropped
 
 

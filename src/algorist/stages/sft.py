@@ -3,7 +3,8 @@
 The paper trains without packing here, so that the model learns when to stop. Against stage 1 two things change and
 nothing else: which samples are kept, and how many make up an optimizer step (examples, not full rows). The paper
 does not print its selection rule; ours is: hard levels and a share of the others, so that those are not forgotten,
-and the shortest right responses of each problem, because rambling and corrected slips make a chain long.
+and of each problem the right responses nearest to its median length: rambling and corrected slips make a chain
+long, missing work makes it short.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Settings:
     epochs: int = 5  # times that the data is read
     levels: tuple[str, ...] = ("college", "graduate")  # that count as hard; all where empty
     keep_easier: float = 0.1  # share of the other levels' problems that stay
-    per_problem: int = 1  # right responses of one problem, shortest first
+    per_problem: int = 1  # right responses of one problem, nearest to its median length first
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.sequence_length < 2 or self.per_problem < 1:

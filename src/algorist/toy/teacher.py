@@ -2,8 +2,9 @@
 
 `Transport` plugs into httpx where a network would be: the client in generate/server.py sends it the same requests
 that it would send to a real server, and gets the same kind of answer. The teacher knows a problem by its text,
-writes chains in three styles, and fails like one: it slips in arithmetic, misreads a number, takes a distractor for a
-step, skips one, notices some of its slips and corrects them, rambles, and now and then loops until it is cut off.
+writes chains that tell every event, terse ones and rambling ones, and fails like one: it slips in arithmetic, misreads
+a number, takes a distractor for a step, skips one (the last three more often where it is terse), notices some of its
+slips and corrects them, and now and then loops until it is cut off.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Habits:
     skip: float = 0.02  # overlooks a step
     ramble: float = 0.25  # share of chains that ramble
     loop: float = 0.03  # share of chains that repeat one sentence until cut
-    terse: float = 0.4  # share of chains that write equations only
+    terse: float = 0.5  # share of chains that write equations only
+    careless: float = 2.0  # how many times as often a terse chain misreads, takes a distractor or skips a step
 
 
 class Transport(httpx.BaseTransport):
@@ -83,11 +85,12 @@ def respond(statement: str, generator: np.random.Generator, habits: Habits, max_
 def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tuple[list[str], int]:
     """The sentences of a chain of thought and the number it arrives at."""
     terse = generator.random() < habits.terse
+    care = habits.careless if terse else 1.0
     rambles = generator.random() < habits.ramble
     lines: list[str] = []
     value: int | None = None
     for month, event in story.dated():
-        if not story.matters(event) and (value is None or generator.random() >= habits.misled):
+        if not story.matters(event) and (value is None or generator.random() >= care * habits.misled):
             if not terse:
                 lines.append(f"{month}: {event.text}, {PHRASES['skip']}")
             continue
@@ -97,9 +100,9 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
             value = event.n
             lines.append(f"{lead} {value}.")
             continue
-        if generator.random() < habits.skip:
+        if generator.random() < care * habits.skip:
             continue
-        if generator.random() < habits.misread:
+        if generator.random() < care * habits.misread:
             event = replace(event, n=story.events[int(generator.integers(len(story.events)))].n)
         right = apply(value, event)
         result = _slip(right, generator) if generator.random() < habits.slip else right
