@@ -60,6 +60,56 @@ def test_recipes(refused, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "section", "why"),
+    [
+        ("rlvr.max_tokens=0", "rlvr", "max_tokens = 0 leaves no room for a response"),
+        (
+            "rlvr.temperature.start=-1.0",
+            "rlvr",
+            "temperature must stay above 0: a group of equal responses teaches nothing.",
+        ),
+        (
+            "rlvr.temperature.end=0.0",
+            "rlvr",
+            "temperature must stay above 0: a group of equal responses teaches nothing.",
+        ),
+        ("rlvr.num_slots=0", "rlvr", "num_slots and candidates, rounds and samples of prompts must be at least 1."),
+        (
+            "rlvr.prompts.rounds=0",
+            "rlvr",
+            "num_slots and candidates, rounds and samples of prompts must be at least 1.",
+        ),
+        ("teacher.top_p=0.0", "teacher", "top_p = 0.0 does not lie in (0, 1]"),
+        ("teacher.temperature=-1.0", "teacher", "temperature = -1.0 is negative, 0 or more was expected"),
+        ("evaluate.num_slots=0", "evaluate", "num_slots must be at least 1."),
+        ("base.num_heads=0", "base", "num_heads must be even, above 0 and divide hidden_size."),
+        ("dpo.max_grad_norm=0.0", "dpo", "learning_rate and max_grad_norm must be above 0: nothing would be learned."),
+        ("sft.learning_rate=0.0", "sft", "learning_rate and max_grad_norm must be above 0: nothing would be learned."),
+        (
+            'teacher.url="http://127.0.0.1:80o0/v1"',
+            "teacher",
+            'url = "http://127.0.0.1:80o0/v1" is no address: http://…, https://… or toy://teacher was expected.',
+        ),
+        (
+            'teacher.url="localhost:8000"',
+            "teacher",
+            'url = "localhost:8000" is no address: http://…, https://… or toy://teacher was expected.',
+        ),
+    ],
+)
+def test_values_that_no_stage_can_use(refused, tmp_path, override, section, why):
+    """Said before the first task, not after hours."""
+    assert refused("--set", override) == (2, f"{SMOKE} with --set {override}: [{section}] {why}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_run(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    why = "cannot be a run's folder (File exists). Name another --out."
+    assert refused(out=tmp_path / "file") == (4, f"{tmp_path / 'file'}: {why}")
+
+
 def test_an_unknown_task(refused, tmp_path):
     known = "benchmarks, problems, rollouts, verdicts, base, scores/base, midtrain, scores/midtrain, sft, scores/sft, "
     assert refused("--until", "stf") == (
@@ -113,6 +163,17 @@ def test_model_folders(refused, smoke_run, tmp_path):
         f"{model}: the tokenizer has no chat template. Add chat_template.jinja to the folder.",
     )
     (model / "chat_template.jinja").write_text(template)
+    config = (model / "config.json").read_text()
+    (model / "config.json").write_text(json.dumps(json.loads(config) | {"sliding_window": 16}))
+    (model / "checkpoint.json").unlink()  # as any folder that is no checkpoint of ours
+    longest = json.loads(config)["max_position_embeddings"]
+    assert refused(*data) == (
+        2,
+        f'[model] base = "{model}": Phi3ForCausalLM has layers that see only the last 16 of up to {longest} tokens, and '
+        "windows are not computed here. Take a model of a family without them; known to be exact: Llama, OLMo 2, Phi-3 "
+        "and Phi-4, Qwen2 and 2.5, Qwen3, SmolLM3.",
+    )
+    (model / "config.json").write_text(config)
     (model / "model.safetensors").write_bytes(b"")
     status, line = refused(*data)
     assert status == 2

@@ -111,9 +111,11 @@ def test_a_nested_table_keeps_the_defaults_it_does_not_name(tmp_path: Path) -> N
     assert found.of("rlvr", Rlvr).temperature == Anneal(1.0, 0.7, 0.5)
 
 
-def test_a_table_of_numbers_keeps_the_defaults_it_does_not_name(tmp_path: Path) -> None:
+def test_a_table_of_names_takes_the_place_of_its_default(tmp_path: Path) -> None:
+    """Whoever names benchmarks wants those scored, and not the default one beside them."""
     found = made(tmp_path, HEAD, ("evaluate.weights.math500=2",))
-    assert found.of("evaluate", Evaluate).weights == {"aime24": 1.0, "math500": 2.0}
+    assert found.of("evaluate", Evaluate).weights == {"math500": 2.0}
+    assert made(tmp_path, HEAD).of("evaluate", Evaluate).weights == {"aime24": 1.0}
 
 
 def test_extends_merges_underneath(tmp_path: Path) -> None:

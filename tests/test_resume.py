@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from algorist import recipe as recipes
+from algorist import store
 from algorist.pipeline import fingerprints
 from algorist.recipe import Recipe
+from algorist.records import Problem, Rollout, content_id
 from algorist.tasks import sections, tasks
 from conftest import ROOT
 
@@ -236,8 +239,9 @@ def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run
     assert f"made again: rlvr, scores/rlvr; what was there moves to {run / 'superseded'}\n" in log
     assert re.findall(r"^(\S+): done in", log, re.M) == ["rlvr", "scores/rlvr"]
     assert log.count(": done before, skipped\n") == 12
-    made = fingerprints(recipe_with())
-    aside = {task: run / "superseded" / f"{task.replace('/', '-')}-{made[task]}" for task in ("rlvr", "scores/rlvr")}
+    marks = {task: json.loads((smoke_run / task / "task.json").read_text()) for task in ("rlvr", "scores/rlvr")}
+    names = {task: content_id(mark["fingerprint"], mark["inputs"]) for task, mark in marks.items()}
+    aside = {task: run / "superseded" / f"{task.replace('/', '-')}-{name}" for task, name in names.items()}
     assert {
         f"{task}/{name}": value for task, place in aside.items() for name, value in contents(place).items()
     } == before
@@ -267,12 +271,13 @@ AFTER_PROBLEMS = ["problems", "rollouts", *AFTER_ROLLOUTS]
     [
         ("seed=2", EVERY),
         ("model.prompt='Now: {problem}'", onward("base")),
-        ("toy.held_out=9", ["benchmarks", "scores/base", *AFTER_PROBLEMS]),  # they rule out other problems
-        ("toy.most_steps=5", ["benchmarks", "scores/base", *AFTER_PROBLEMS]),
+        ("toy.held_out=9", EVERY),  # they rule out other problems, of the toy base model too
+        ("toy.most_steps=5", EVERY),
         ("toy.problems=61", AFTER_PROBLEMS),
-        ("data.ngram=30", AFTER_PROBLEMS),
+        ("data.ngram=30", ["base", "scores/base", *AFTER_PROBLEMS]),
         ("teacher.samples=5", ["rollouts", *AFTER_ROLLOUTS]),
         ("teacher.concurrency=3", []),
+        ("teacher.model=other", ["rollouts", *AFTER_ROLLOUTS]),
         ("verify.seconds=2.5", ["scores/base", *AFTER_ROLLOUTS]),
         ("base.learning_rate=0.01", onward("base")),
         ("base.save_every=3", []),
@@ -291,3 +296,40 @@ AFTER_PROBLEMS = ["problems", "rollouts", *AFTER_ROLLOUTS]
 def test_a_key_invalidates_the_tasks_that_depend_on_it_and_no_others(override: str, again: list[str]) -> None:
     before, after = fingerprints(recipe_with()), fingerprints(recipe_with(override))
     assert sorted(task for task in EVERY if before[task] != after[task]) == sorted(again)
+
+
+def test_a_server_may_move_and_the_scripted_teacher_may_not_take_its_place() -> None:
+    here, there = (fingerprints(recipe_with(f"teacher.url={url}")) for url in ("http://a:1/v1", "https://b/v1"))
+    assert here == there
+    assert here["rollouts"] != fingerprints(recipe_with())["rollouts"]
+
+
+def test_other_data_makes_again_what_started_from_it(command, tmp_path: Path) -> None:
+    asked, told, run = tmp_path / "asked.jsonl", tmp_path / "told.jsonl", tmp_path / "run"
+    asked.write_text('{"question": "What is left over?", "answer": "1"}\n')
+    told.write_text('{"question": "What is 1 + 1?", "answer": "2"}\n{"question": "What is 3 + 1?", "answer": "4"}\n')
+    overrides = (f'data.problems=["{told}"]', f'data.benchmarks={{own="{asked}"}}')
+    words = ("run", SMOKE, "--out", run, "--until", "verdicts", *(x for o in overrides for x in ("--set", o)))
+
+    def made() -> list[str]:
+        status, printed, err = command(*words)
+        assert status == 0, err
+        return re.findall(r"^(\S+): done in", printed + err, re.M)
+
+    def gold() -> set[str]:
+        return {problem.answer for problem in store.read(run / "problems", Problem)}
+
+    assert made() == ["benchmarks", "problems", "rollouts", "verdicts"] and made() == []
+    first = told.read_text()
+    told.write_text(first.replace('"4"', '"5"'))
+    assert made() == ["problems", "rollouts", "verdicts"] and gold() == {"2", "5"}
+    told.write_text(first)
+    assert made() == [] and gold() == {"2", "4"}  # what was there comes back
+    asked.write_text('{"question": "What is 3 + 1?", "answer": "4"}\n')
+    assert made() == ["benchmarks", "problems", "rollouts", "verdicts"] and gold() == {"2"}
+    shutil.rmtree(run / "rollouts")
+    assert made() == ["rollouts"]  # the same texts again: what was made from them stands
+    shard = run / "rollouts" / "00000.parquet"
+    said = store.read_shard(shard, Rollout)
+    store.write(run / "rollouts", Rollout, [replace(rollout, text="other") for rollout in said])
+    assert made() == ["verdicts"]

@@ -1,18 +1,20 @@
 """Running a recipe: what is done is skipped, what is half done goes on, what changed is done again.
 
-A task's fingerprint covers what it reads of the recipe and the fingerprints of the tasks before it. A folder whose
-stored fingerprint is another one was made by an older recipe: it moves to `superseded/`, where it can be looked at,
-compared, and found again when the recipe goes back.
+A task's fingerprint covers what it reads of the recipe and the fingerprints of the tasks before it; beside it stands,
+by content, what the task starts from. A folder with another fingerprint was made by an older recipe, one with other
+inputs from other data: it moves to `superseded/`, where it can be looked at, compared, and found again when the
+recipe or the data goes back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from algorist.model import checkpoints, devices
 from algorist.recipe import Recipe
 from algorist.records import content_id
 from algorist.stages import STAGES
-from algorist.tasks import Context, tasks
+from algorist.tasks import Context, Task, tasks
 
 FORMAT = 1  # raised when a run folder of an older version cannot be gone on with
 UNREAD = frozenset({"save_every", "concurrency"})  # keys that no result depends on
@@ -46,9 +48,34 @@ def _read(resolved: Any, name: str) -> Any:
     """What a task reads of the resolved recipe: a section or a single key, without the keys that change nothing."""
     for part in name.split("."):
         resolved = resolved[part]
-    if isinstance(resolved, dict):
-        return {key: value for key, value in resolved.items() if key not in UNREAD}
-    return resolved
+    if not isinstance(resolved, dict):
+        return resolved
+    kept = {key: value for key, value in resolved.items() if key not in UNREAD}
+    if name == "teacher":  # a server may move; which model answers is another key
+        kept["url"] = kept["url"].partition("://")[0].removesuffix("s")
+    return kept
+
+
+def _inputs(root: Path, task: Task) -> dict[str, str]:
+    """What a task starts from, by content: files it reads, and what the tasks before it made; empty if not there."""
+    files = {str(path): _hash(path) for path in task.files}
+    return files | {need: _made(root / need) for need in task.needs}
+
+
+def _hash(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _made(folder: Path) -> str:
+    """The id of a finished task's checkpoint, or one of its data sets together."""
+    if not (folder / _MARK).exists() or not store.read_json(folder / _MARK)["done"]:
+        return ""
+    if (folder / "checkpoint" / checkpoints.CARD).exists():
+        return checkpoints.card(folder / "checkpoint").id
+    return content_id([store.manifest(path.parent).id for path in sorted(folder.rglob(store.MANIFEST))])
 
 
 def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until: str | None = None) -> str | None:
@@ -70,11 +97,12 @@ def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until:
         context = Context(recipe, root, say)
         for task in todo:
             mark = root / task.name / _MARK
-            if _begin(root, task.name, wanted[task.name]):
+            inputs = _inputs(root, task)
+            if _begin(root, task.name, wanted[task.name], inputs, say):
                 started = time.monotonic()
                 with explain_full_disk(mark):
                     task.make(context)
-                store.write_json(mark, {"fingerprint": wanted[task.name], "done": True})
+                store.write_json(mark, {"fingerprint": wanted[task.name], "inputs": inputs, "done": True})
                 say(f"{task.name}: done in {time.monotonic() - started:.0f} s")
             else:
                 say(f"{task.name}: done before, skipped")
@@ -85,17 +113,19 @@ def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until:
 
 
 def state(recipe: Recipe, root: Path) -> list[tuple[str, str]]:
-    """(task, "done", "begun", "to do" or "made by another recipe") of every task."""
+    """(task, "done", "begun", "to do", "made by another recipe" or "made from other data") of every task."""
     wanted = fingerprints(recipe)
-    return [(task.name, _state(root / task.name, wanted[task.name])) for task in tasks(recipe)]
+    return [(task.name, _state(root / task.name, wanted[task.name], _inputs(root, task))) for task in tasks(recipe)]
 
 
-def _state(folder: Path, fingerprint: str) -> str:
+def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
     if not (folder / _MARK).exists():
         return "to do"
     mark = store.read_json(folder / _MARK)
     if mark["fingerprint"] != fingerprint:
         return "made by another recipe"
+    if any(now and now != mark.get("inputs", {}).get(name) for name, now in inputs.items()):
+        return "made from other data"
     return "done" if mark["done"] else "begun"
 
 
@@ -112,39 +142,43 @@ def write_report(recipe: Recipe, root: Path) -> str:
     return report.write(root, recipe.name, found)
 
 
-def _begin(root: Path, name: str, fingerprint: str) -> bool:
-    """Whether the task is still to be made; another recipe's folder is set aside, one of this recipe comes back."""
-    found = _state(root / name, fingerprint)
-    if found == "made by another recipe":
-        _set_aside(root, name, store.read_json(root / name / _MARK)["fingerprint"])
-    if found in ("made by another recipe", "to do"):
-        found = _state(_bring_back(root, name, fingerprint), fingerprint)
+def _begin(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str], say: Callable[[str], object]) -> bool:
+    """Whether the task is still to be made; what another recipe or other data made is set aside or comes back."""
+    found = _state(root / name, fingerprint, inputs)
+    if found.startswith("made"):
+        old = {"inputs": {}, **store.read_json(root / name / _MARK)}
+        (root / "superseded").mkdir(exist_ok=True)
+        if found == "made from other data":
+            changed = [need for need, now in inputs.items() if now != old["inputs"].get(need)]
+            say(f"{name}: made again, because {', '.join(changed)} holds other data now; what was there is superseded")
+        os.replace(root / name, _aside(root, name, old["fingerprint"], old["inputs"]))
+        found = "to do"
     if found == "to do":
-        store.write_json(root / name / _MARK, {"fingerprint": fingerprint, "done": False})
+        place = _aside(root, name, fingerprint, inputs)
+        if place.exists():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / f".{_MARK}.draft").unlink(missing_ok=True)  # all that a kill before the first mark leaves
+            os.replace(place, root / name)
+        found = _state(root / name, fingerprint, inputs)
+    if found == "to do":
+        store.write_json(root / name / _MARK, {"fingerprint": fingerprint, "inputs": inputs, "done": False})
     return found != "done"
 
 
-def _set_aside(root: Path, name: str, fingerprint: str) -> None:
-    place = root / "superseded" / f"{name.replace('/', '-')}-{fingerprint}"
-    place.parent.mkdir(exist_ok=True)
-    os.replace(root / name, place)
-
-
-def _bring_back(root: Path, name: str, fingerprint: str) -> Path:
-    place = root / "superseded" / f"{name.replace('/', '-')}-{fingerprint}"
-    if place.exists():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        (root / name / f".{_MARK}.draft").unlink(missing_ok=True)  # all that a kill before the first mark leaves
-        os.replace(place, root / name)
-    return root / name
+def _aside(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str]) -> Path:
+    """Where a folder of this fingerprint and these inputs waits until it is wanted again."""
+    return root / "superseded" / f"{name.replace('/', '-')}-{content_id(fingerprint, dict(inputs))}"
 
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Hold the run folder for this process."""
-    with explain_full_disk(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = open(root / ".lock", "a")  # noqa: SIM115  held for as long as the run
+    try:
+        with explain_full_disk(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = open(root / ".lock", "a")  # noqa: SIM115  held for as long as the run
+    except OSError as error:
+        raise RunError(f"{root}: cannot be a run's folder ({error.strerror}). Name another --out.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -244,7 +244,7 @@ def _built(source: _Source, address: Address, template: Any, given: Mapping[str,
 
 
 def _converted(source: _Source, address: Address, value: Any, hint: Any, default: Any = MISSING) -> Any:
-    """`value` as its field has it: lists as tuples, tables as dataclasses or dicts over their defaults."""
+    """`value` as its field has it: lists as tuples, tables as dataclasses over their defaults, or as dicts."""
     shape = "table" if isinstance(value, dict) else "list" if isinstance(value, list) else "leaf"
     options = [option for option in _options(hint) if _shape(option) == shape]
     wrong = source.fault(address, f"{_label(address)} is {_shown(value)}, {_expected(hint)} was expected.")
@@ -255,8 +255,7 @@ def _converted(source: _Source, address: Address, value: Any, hint: Any, default
         source.refuse_unknown(address, value, _keys([option]))
         return _built(source, address, default if type(default) is option else option, value)
     if isinstance(value, dict):
-        filled = {key: _converted(source, (*address, key), item, inner[1]) for key, item in value.items()}
-        return {**default, **filled} if isinstance(default, dict) else filled
+        return {key: _converted(source, (*address, key), item, inner[1]) for key, item in value.items()}
     if isinstance(value, list):
         hints = [inner[0]] * len(value) if inner[-1] is ... else inner
         if len(hints) != len(value):

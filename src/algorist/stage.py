@@ -43,6 +43,8 @@ class Training:
             raise ValueError("batch_size, tokens_per_batch and save_every must be at least 1.")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup = {self.warmup} is a share of the steps, 0 to 1 was expected.")
+        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
+            raise ValueError("learning_rate and max_grad_norm must be above 0: nothing would be learned.")
 
 
 @dataclass(frozen=True)

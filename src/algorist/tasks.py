@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ class Task:
     needs: tuple[str, ...]  # tasks before it
     reads: tuple[str, ...]  # sections of the recipe, or single keys as "section.key"
     make: Callable[[Context], None] = field(compare=False)
+    files: tuple[Path, ...] = ()  # that it reads from outside of the run
 
 
 def sections() -> dict[str, tuple[Any, ...]]:
@@ -69,14 +70,20 @@ def sections() -> dict[str, tuple[Any, ...]]:
 def tasks(recipe: Recipe) -> list[Task]:
     """The recipe's tasks, each after those that it needs."""
     toy_model = recipe.of("model", checkpoints.Settings).base == "toy"
+    data = recipe.of("data", sources.Settings)
+    asked, told = _files(data.benchmarks.values()), _files(data.problems)
+    held_out = ("seed", "data.benchmarks", "data.columns", "toy.held_out", *_STORY)
     found = [
-        Task("benchmarks", (), ("seed", "data.benchmarks", "data.columns", "toy.held_out", *_STORY), _benchmarks),
-        Task("problems", ("benchmarks",), ("seed", "data", "toy.problems", *_STORY), _problems),
+        Task("benchmarks", (), held_out, _benchmarks, asked),
+        Task("problems", ("benchmarks",), ("seed", "data", "toy.problems", *_STORY), _problems, told),
         Task("rollouts", ("problems",), ("seed", "teacher"), _rollouts),
         Task("verdicts", ("rollouts",), ("verify",), _verdicts),
     ]
     before = "base"
-    found.append(Task("base", (), ("seed", "model", "base") if toy_model else ("model",), _base))
+    if toy_model:
+        found.append(Task("base", ("benchmarks",), ("seed", "model", "base", "data.ngram"), _base))
+    else:
+        found.append(Task("base", (), ("model",), _base))
     found.append(_scores_task("base"))
     for stage in STAGES:
         needs = ("problems", "verdicts", before)
@@ -87,14 +94,19 @@ def tasks(recipe: Recipe) -> list[Task]:
     return found
 
 
+def _files(named: Iterable[str]) -> tuple[Path, ...]:
+    return tuple(Path(name) for name in named if name != sources.TOY)
+
+
 def _benchmarks(context: Context) -> None:
     settings, toy = context.of("data", sources.Settings), context.of("toy", world.Settings)
-    sources.write_benchmarks(context.root / "benchmarks", settings, toy, context.recipe.seed)
+    for name, made in sources.write_benchmarks(context.root / "benchmarks", settings, toy, context.recipe.seed).items():
+        context.say(f"benchmarks: {name}: {made.rows:,}{_dropped(made)}")
 
 
 def _problems(context: Context) -> None:
     settings = context.of("data", sources.Settings)
-    benchmarks = sources.read_benchmarks(context.root / "benchmarks", list(settings.benchmarks))
+    benchmarks = sources.read_questions(context.root / "benchmarks", list(settings.benchmarks))
     toy = context.of("toy", world.Settings)
     made = sources.write_problems(context.root / "problems", settings, toy, benchmarks, context.recipe.seed)
     context.say(f"problems: {made.rows:,}{_dropped(made)}")
@@ -156,9 +168,9 @@ def _base(context: Context) -> None:
 
 def _stage(stage: Stage, parent: str, context: Context) -> None:
     """Curate, plan and train one stage on from the checkpoint of the task `parent`."""
-    if stage is not base.STAGE:  # which learns from its own made-up text alone
+    if stage is not base.STAGE:  # which leaves out of its own made-up text what the benchmarks ask
         benchmarks = list(context.of("data", sources.Settings).benchmarks)
-        found = sources.read_benchmarks(context.root / "benchmarks", benchmarks)
+        found = sources.read_questions(context.root / "benchmarks", benchmarks)
         decontaminate.require_report(context.root / "problems", found)
     source = context.root / parent
     model = context.of("model", checkpoints.Settings)

@@ -72,6 +72,19 @@ def test_a_benchmark_question_asked_twice_is_kept_once(tmp_path: Path) -> None:
     assert [p.answer for p in sources.read_benchmarks(tmp_path / "b", ["exam"])["exam"]] == ["49"]
 
 
+def test_a_benchmark_question_whose_answers_disagree_is_not_scored_and_not_trained_on(tmp_path: Path) -> None:
+    exam = lines(tmp_path / "exam.jsonl", ("Which is prime?", "A"), ("Which is prime?", "C"), ("What is 7 * 7?", "49"))
+    told = lines(tmp_path / "told.jsonl", ("Which is prime?", "A"), ("What is 2 + 2?", "4"))
+    settings = sources.Settings(problems=(told,), benchmarks={"exam": exam})
+    made = sources.write_benchmarks(tmp_path / "b", settings, TOY, 1)
+    assert made["exam"].rows == 1 and made["exam"].dropped == {"same statement, different answers": 2}
+    assert [p.answer for p in sources.read_benchmarks(tmp_path / "b", ["exam"])["exam"]] == ["49"]
+    asked = sources.read_questions(tmp_path / "b", ["exam"])
+    assert len(asked["exam"]) == 2
+    sources.write_problems(tmp_path / "p", settings, TOY, asked, 1)
+    assert [p.answer for p in store.read(tmp_path / "p", Problem)] == ["4"]
+
+
 def test_files_and_the_toy_world_together(tmp_path: Path) -> None:
     one = lines(tmp_path / "one.jsonl", ("What is 2 + 3?", "5"))
     _, found = written(tmp_path, sources.Settings(problems=("toy", one), ngram=40))

@@ -33,22 +33,38 @@ class Settings:
             raise ValueError("ngram must be at least 1.")
 
 
-def write_benchmarks(folder: Path, settings: Settings, toy: world.Settings, seed: int) -> None:
-    """One data set of problems for each benchmark, `<folder>/<name>`."""
+def write_benchmarks(folder: Path, settings: Settings, toy: world.Settings, seed: int) -> dict[str, store.Manifest]:
+    """One data set of problems for each benchmark, `<folder>/<name>`; returns their manifests by name.
+
+    A question whose answers disagree cannot be scored, but can leak: `<folder>/<name>/unscored` keeps it.
+    """
+    made = {}
     for name, source in settings.benchmarks.items():
         if source == TOY:
             steps = range(toy.fewest_steps, toy.most_steps + 1)
-            problems = world.problems(seed, "held out", toy.held_out, steps, toy.distractors)
+            asked = world.problems(seed, "held out", toy.held_out, steps, toy.distractors)
         else:
-            problems, _ = dedup.unique(read_benchmark(Path(source), settings.columns))
+            asked = read_benchmark(Path(source), settings.columns)
+        problems, dropped = dedup.unique(asked)
         if not problems:
             raise RecipeError(f'[data] benchmarks.{name} = "{source}": holds no problem. Name a file of problems.')
-        store.write(folder / name, Problem, problems)
+        unscored = {problem.id: problem for problem in asked}
+        for problem in problems:
+            del unscored[problem.id]
+        store.write(folder / name / "unscored", Problem, list(unscored.values()))
+        made[name] = store.write(folder / name, Problem, problems, dropped=dropped)
+    return made
 
 
 def read_benchmarks(folder: Path, names: Sequence[str]) -> dict[str, list[Problem]]:
-    """name → problems, as `write_benchmarks` left them."""
+    """name → the problems to score, as `write_benchmarks` left them."""
     return {name: store.read(folder / name, Problem) for name in names}
+
+
+def read_questions(folder: Path, names: Sequence[str]) -> dict[str, list[Problem]]:
+    """name → everything that a benchmark asks, scored or not: none of it may be trained on."""
+    scored = read_benchmarks(folder, names)
+    return {name: scored[name] + store.read(folder / name / "unscored", Problem) for name in names}
 
 
 def write_problems(

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from algorist import store
 from algorist.generate.sampling import Sampling
 from algorist.generate.server import Server
@@ -44,6 +46,9 @@ class Settings:
             raise ValueError("prompt has no place for the problem. Write {problem} where it goes.")
         if self.samples < 1 or self.concurrency < 1:
             raise ValueError("samples and concurrency must be at least 1.")
+        if self.url != toy.URL and not _is_address(self.url):
+            raise ValueError(f'url = "{self.url}" is no address: http://…, https://… or {toy.URL} was expected.')
+        Sampling(self.temperature, self.top_p, self.max_tokens)
 
 
 def ask(
@@ -66,6 +71,14 @@ def ask(
                     store.write_shard(folder, index, Rollout, rollouts)
                 advance(len(part))
     return store.finish(folder, Rollout, parents=parents)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def _rollouts(server: Server, client: object, problem: Problem, settings: Settings, seed: int) -> list[Rollout]:

@@ -34,6 +34,8 @@ class Settings:
     def __post_init__(self) -> None:
         if min([self.default_samples, *self.samples.values()]) < 1:
             raise ValueError("samples must be at least 1 for each benchmark.")
+        if self.num_slots < 1:
+            raise ValueError("num_slots must be at least 1.")
         Sampling(self.temperature, self.top_p, self.max_tokens)
 
 

@@ -77,7 +77,7 @@ class Server:
                 if reply.status_code == 200:
                     return _answers(reply.json())
                 problem, asked = f"status {reply.status_code}", _retry_after(reply)
-            except (httpx.TransportError, ValueError, KeyError, TypeError) as error:
+            except (httpx.TransportError, ValueError, KeyError, TypeError, AttributeError) as error:
                 problem = f"{type(error).__name__}: {error}"
             time.sleep(min(max(asked, pause), 60.0))
         raise RunError(

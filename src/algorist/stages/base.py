@@ -1,7 +1,8 @@
 """Stage 0 of the toy recipe: the base model itself, by next-token prediction on plain text.
 
 It exists only where the recipe says `[model] base = "toy"`. Plain arithmetic and problems with bare answers make a
-model that knows the parts and the form, and gets few problems right: what a base model is.
+model that knows the parts and the form, and gets few problems right: what a base model is. What the benchmarks ask is
+left out here too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from algorist import store
+from algorist.data import decontaminate, sources
 from algorist.numerics.address import rng
 from algorist.records import Sample, content_id
 from algorist.stage import Run, Stage, Training
@@ -35,8 +37,8 @@ class Settings:
     epochs: int = 1  # times that the corpus is read
 
     def __post_init__(self) -> None:
-        if self.num_heads % 2 or self.hidden_size % self.num_heads:
-            raise ValueError("num_heads must be even and divide hidden_size.")
+        if self.num_heads < 1 or self.num_heads % 2 or self.hidden_size % self.num_heads:
+            raise ValueError("num_heads must be even, above 0 and divide hidden_size.")
 
 
 def curate(run: Run) -> store.Manifest:
@@ -46,11 +48,16 @@ def curate(run: Run) -> store.Manifest:
     lines = [base.equations(run.seed, i, settings.equations_per_line) for i in range(settings.equation_lines)]
     lines += [base.diary(run.seed, i, settings.most_steps) for i in range(settings.diaries)]
     samples += [_sample("text", bos + chat.response_ids(line, ended=False), 1) for line in lines]
-    for problem in world.problems(run.seed, "base", settings.bare_answers, range(1, settings.most_steps + 1)):
+    data = run.recipe.of("data", sources.Settings)
+    asked = sources.read_questions(run.root / "benchmarks", list(data.benchmarks))
+    told = world.problems(run.seed, "base", settings.bare_answers, range(1, settings.most_steps + 1))
+    problems, _ = decontaminate.decontaminate(told, asked, data.ngram)
+    for problem in problems:
         prompt = chat.prompt_ids(problem.statement)
         samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))
     order = rng(run.seed, "base corpus").permutation(len(samples))
-    return store.write(run.data, Sample, [samples[i] for i in order])
+    parts, dropped = [samples[i] for i in order], {"in a benchmark": len(told) - len(problems)}
+    return store.write(run.data, Sample, parts, dropped=dropped)
 
 
 def _sample(problem_id: str, tokens: tuple[int, ...], prompt_len: int) -> Sample:

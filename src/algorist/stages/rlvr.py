@@ -109,6 +109,11 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.steps, self.updates, self.group_size) < 1 or self.oversample < self.group_size:
             raise ValueError("steps, updates and group_size must be at least 1 and oversample at least group_size.")
+        if min(self.num_slots, self.prompts.candidates, self.prompts.rounds, self.prompts.samples) < 1:
+            raise ValueError("num_slots and candidates, rounds and samples of prompts must be at least 1.")
+        if min(self.temperature.start, self.temperature.end) <= 0:
+            raise ValueError("temperature must stay above 0: a group of equal responses teaches nothing.")
+        Sampling(self.temperature.start, 1.0, self.max_tokens)
 
 
 def curate(run: Run) -> store.Manifest:
