@@ -6,7 +6,6 @@ import ast
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -325,9 +324,11 @@ finally:
 """
     fastest = float("inf")
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = python(code)
-        fastest = min(fastest, time.perf_counter() - started)
+        after = os.times()  # the child's processor time: what it takes on a machine that does nothing else
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        fastest = min(fastest, spent)
         assert done.returncode == 0, done.stderr
         assert "Usage" in done.stdout
     assert fastest < 0.5

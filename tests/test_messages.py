@@ -169,9 +169,9 @@ def test_model_folders(refused, smoke_run, tmp_path):
     longest = json.loads(config)["max_position_embeddings"]
     assert refused(*data) == (
         2,
-        f'[model] base = "{model}": Phi3ForCausalLM has layers that see only the last 16 of up to {longest} tokens, and '
-        "windows are not computed here. Take a model of a family without them; known to be exact: Llama, OLMo 2, Phi-3 "
-        "and Phi-4, Qwen2 and 2.5, Qwen3, SmolLM3.",
+        f'[model] base = "{model}": Phi3ForCausalLM has layers that see only the last 16 of up to {longest} tokens, '
+        "and windows are not computed here. Take a model of a family without them; known to be exact: Llama, OLMo 2, "
+        "Phi-3 and Phi-4, Qwen2 and 2.5, Qwen3, SmolLM3.",
     )
     (model / "config.json").write_text(config)
     (model / "model.safetensors").write_bytes(b"")

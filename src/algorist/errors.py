@@ -40,13 +40,18 @@ class RunError(AlgoristError):
     exit_status = 4
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextlib.contextmanager
 def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn 'no space left' into an error that says what to do; every other OSError passes through."""
+    """Turn 'no space left' into an error that says what to do; every other exception passes through."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        # safetensors and tokenizers are written in Rust and raise no OSError: only the text has the number.
+        in_rust = any(str(error).endswith(f"(os error {number})") for number in _FULL)
+        if not in_rust and not (isinstance(error, OSError) and error.errno in _FULL):
             raise
         raise RunError(
             f"{path}: the disk is full. Free some space and run the same command again; what is finished is kept."

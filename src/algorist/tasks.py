@@ -10,7 +10,7 @@ from typing import Any
 
 from algorist import store
 from algorist.data import decontaminate, sources, teacher
-from algorist.errors import RunError
+from algorist.errors import RecipeError, RunError
 from algorist.evals import evaluate
 from algorist.generate.rollouts import Speaker
 from algorist.journal import progress
@@ -70,7 +70,10 @@ def sections() -> dict[str, tuple[Any, ...]]:
 def tasks(recipe: Recipe) -> list[Task]:
     """The recipe's tasks, each after those that it needs."""
     toy_model = recipe.of("model", checkpoints.Settings).base == "toy"
-    data = recipe.of("data", sources.Settings)
+    data, evaluation = recipe.of("data", sources.Settings), recipe.of("evaluate", evaluate.Settings)
+    if unknown := sorted(set(evaluation.samples) - set(data.benchmarks)):
+        known = ", ".join(data.benchmarks)
+        raise RecipeError(f"{recipe.path}: [evaluate] samples.{unknown[0]} is of no benchmark. Known here: {known}.")
     asked, told = _files(data.benchmarks.values()), _files(data.problems)
     held_out = ("seed", "data.benchmarks", "data.columns", "toy.held_out", *_STORY)
     found = [

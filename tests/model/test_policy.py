@@ -80,6 +80,17 @@ def test_canary_no_gradient_crosses_a_border(kind: str) -> None:
         assert reached[inside].any() == (LENGTHS[document] > 1)
 
 
+def test_training_mode_has_no_dropout() -> None:
+    """Else a resumed run, the reference of DPO and the sampler would not compute what the loop computes."""
+    dropout = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attention_dropout": 0.1}
+    policy, row = Policy(tiny.build("Phi3", **dropout).train()), tiny.row(4, LENGTHS)
+    expected = policy.logprobs(row)
+    policy.train()
+    assert policy.training
+    assert torch.equal(policy.logprobs(row), expected) and torch.equal(policy.logprobs(row), expected)
+    assert {name: getattr(policy.model.config, name) for name in dropout} == dropout
+
+
 def test_tokens_without_weight_are_not_scored() -> None:
     policy = tiny.policy()
     row = lay_out(tiny.documents(4, [9, 5], prompt_len=3), total=8.0)

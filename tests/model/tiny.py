@@ -18,8 +18,11 @@ VOCABULARY = 61
 END = 1
 
 
-def build(kind: str = "Llama", seed: int = 0, *, tied: bool = False) -> Any:
-    """A causal LM of transformers with weights so large that its distributions are far from flat."""
+def build(kind: str = "Llama", seed: int = 0, *, tied: bool = False, **more: Any) -> Any:
+    """A causal LM of transformers with weights so large that its distributions are far from flat.
+
+    `more` goes to its config.
+    """
     shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -38,6 +41,7 @@ def build(kind: str = "Llama", seed: int = 0, *, tied: bool = False) -> Any:
         shape |= {"original_max_position_embeddings": 128, "rope_parameters": rope}
     if kind == "Qwen3":
         shape["head_dim"] = 16  # not hidden_size / num_attention_heads, as in the real ones
+    shape |= more
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**shape))

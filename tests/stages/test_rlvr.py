@@ -121,7 +121,8 @@ def test_curate_keeps_prompts_of_uniform_length_that_are_not_too_easy(tmp_path: 
     found = rlvr.curate(run)
     assert store.read(run.data, Problem) == [MIXED, WRONG]
     assert found.dropped == {"too easy": 1, "lengths not uniform": 1, "could not be judged": 1}
-    assert found.parents == (store.manifest(tmp_path / "problems").id,)
+    asked = store.manifest(run.folder / "prompts" / "verdicts")
+    assert found.parents == (store.manifest(tmp_path / "problems").id, asked.id) and asked.rows == 40
     assert rlvr.plan(run).documents == 2
 
 

@@ -44,22 +44,39 @@ def evaluate(
 ) -> None:
     """Write rollouts and verdicts of one benchmark to `<folder>/rollouts` and `<folder>/verdicts`.
 
-    Every stage is asked with the same addresses, so that two stages differ by their weights alone. Finished shards
-    are kept: a killed evaluation goes on at the next.
+    Every stage is asked with the same addresses, so that two stages differ by their weights alone.
     """
     benchmark = folder.name
     count = settings.samples.get(benchmark, settings.default_samples)
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
     wanted = [(problem, index) for problem in problems for index in range(count)]
-    golds = {problem.id: problem.answer for problem in problems}
+    address = (seed, "evaluate", benchmark)
+    ask(speaker, wanted, folder, sampling, address=address, pool=pool, title=f"{speaker.name}: {benchmark}")
+
+
+def ask(
+    speaker: Speaker,
+    wanted: Sequence[tuple[Problem, int]],
+    folder: Path,
+    sampling: Sampling,
+    *,
+    address: tuple[str | int, ...],
+    pool: Pool,
+    title: str,
+) -> None:
+    """Sample and judge (problem, sample index) after (problem, sample index), shard by shard.
+
+    Finished shards are kept: what was killed goes on at the next.
+    """
+    golds = {problem.id: problem.answer for problem, _ in wanted}
     said, judged = folder / "rollouts", folder / "verdicts"
-    with progress(f"{speaker.name}: {benchmark}", len(wanted)) as advance:
+    with progress(title, len(wanted)) as advance:
         for shard, start in enumerate(range(0, len(wanted), _SHARD)):
             part = wanted[start : start + _SHARD]
             if (judged / f"{shard:05d}.parquet").exists():
                 advance(len(part))
                 continue
-            found = rollouts(speaker, part, sampling, address=(seed, "evaluate", benchmark), progress=advance)
+            found = rollouts(speaker, part, sampling, address=address, progress=advance)
             store.write_shard(said, shard, Rollout, found)
             store.write_shard(judged, shard, Verdict, pool.verdicts(found, golds))
     said_manifest = store.finish(said, Rollout)

@@ -7,8 +7,8 @@ Two layouts travel to it through the keyword arguments of the model's forward:
   the real tokens, so causality alone hides them. No mask is ever built.
 - `slots`: one token for each of S sequences (sampling). Keys and values live in a cache of slots.
 
-Both work for any model of transformers that uses its attention interface; the model's own rotary embedding has been
-applied before we are called.
+Both work for a model of transformers that uses its attention interface and nothing beside it, which model/selfcheck.py
+finds out; the model's own rotary embedding has been applied before we are called.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def forward(
     """
     if decode is not None:
         return _decode(module, query, key, value, decode, scaling), None
-    assert documents is not None, "the model was called without a layout: use Policy, not the model itself"
+    assert documents is not None, "no layout came here: it comes from Policy, and not every model passes it on"
     if prefill is not None:
         _remember(module, prefill.slots, prefill.slot, prefill.place, key, value)
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (T, H, D)

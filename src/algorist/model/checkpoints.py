@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from algorist import store
 from algorist.errors import RecipeError, explain_full_disk
-from algorist.model import devices
+from algorist.model import devices, selfcheck
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy
 from algorist.records import Checkpoint
@@ -44,8 +44,10 @@ class Settings:
 def open_policy(source: str | Path, *, precision: str, with_critic: bool = False) -> Policy:
     """The policy of a local folder or a hub name, with float32 weights, on the default device.
 
+    A model that is not a checkpoint of ours goes through model/selfcheck.py first.
+
     Raises:
-        RecipeError where no model can be loaded from there.
+        RecipeError where no model can be loaded from there, or the loaded one computes something else here.
     """
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
@@ -54,6 +56,9 @@ def open_policy(source: str | Path, *, precision: str, with_critic: bool = False
         raise RecipeError(
             f'[model] base = "{source}": no model could be loaded ({first}). Name a folder or a hub model.'
         ) from error
+    model.to(devices.default())
+    if not (Path(source) / CARD).exists():  # our own checkpoints descend from a model that was checked
+        selfcheck.require_exact(model, source)
     policy = Policy(model, precision=precision, with_critic=with_critic)
     critic = Path(source) / _CRITIC
     if with_critic and critic.exists():
@@ -78,9 +83,10 @@ def save(
                 safetensors.torch.save_file(optimizer.state(), draft / _OPTIMIZER)
             card = Checkpoint(**{**asdict(card), "id": weights_id(draft), "parents": card.parents})
             store.write_json(draft / CARD, asdict(card))
-            for file in draft.iterdir():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+            for path in draft.rglob("*"):  # a tokenizer with several chat templates has a folder for them
+                if path.is_file():
+                    with open(path, "rb") as written:
+                        os.fsync(written.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
     finally:

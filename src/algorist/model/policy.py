@@ -8,7 +8,7 @@ fast and exact; it computes logits only where a token has weight, a chunk at a t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,21 @@ class Policy(nn.Module):
         super().__init__()
         self.precision = getattr(torch, precision)
         model.set_attn_implementation(attention.NAME)
-        self.model = model
+        self.model = model.eval()
         self.critic = nn.Linear(model.config.hidden_size, 1) if with_critic else None
         if self.critic is not None:
             nn.init.zeros_(self.critic.weight)  # the first advantages are plain returns
             nn.init.zeros_(self.critic.bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """The policy in training mode, its model without dropout all the same.
+
+        The sampler, the DPO reference and a resumed run must compute the numbers of the loop, which dropout makes
+        random; and some configs turn it on (Phi-3: resid_pdrop = 0.1). What is saved keeps its config as it was.
+        """
+        super().train(mode)
+        self.model.eval()
+        return self
 
     @property
     def device(self) -> torch.device:

@@ -56,8 +56,10 @@ def curate(run: Run) -> store.Manifest:
         prompt = chat.prompt_ids(problem.statement)
         samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))
     order = rng(run.seed, "base corpus").permutation(len(samples))
-    parts, dropped = [samples[i] for i in order], {"in a benchmark": len(told) - len(problems)}
-    return store.write(run.data, Sample, parts, dropped=dropped)
+    fit = [samples[i] for i in order if len(samples[i].tokens) <= settings.sequence_length]
+    too_long = len(samples) - len(fit)
+    dropped = {"in a benchmark": len(told) - len(problems), "longer than sequence_length": too_long}
+    return store.write(run.data, Sample, fit, dropped=dropped)
 
 
 def _sample(problem_id: str, tokens: tuple[int, ...], prompt_len: int) -> Sample:

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from algorist import store
 from algorist.errors import RunError
-from algorist.generate.rollouts import Speaker, rollouts
+from algorist.evals.evaluate import ask
+from algorist.generate.rollouts import Speaker
 from algorist.generate.sampling import Sampling
-from algorist.journal import progress
 from algorist.model import checkpoints
 from algorist.model.batches import Batch, Document, GroupBatch, cut, lay_out
 from algorist.model.policy import Policy
@@ -38,7 +38,7 @@ from algorist.numerics.address import rng
 from algorist.numerics.advantages import gae, group_relative
 from algorist.numerics.groups import length_spread
 from algorist.numerics.losses import Loss
-from algorist.records import Problem, Rollout
+from algorist.records import Problem, Rollout, Verdict
 from algorist.stage import Plan, Run, Stage, Step, Training
 from algorist.stages.groups import Group, Sampler
 from algorist.verify import pool as verify
@@ -126,11 +126,13 @@ def curate(run: Run) -> store.Manifest:
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
     limits = run.recipe.of("verify", verify.Settings)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
-    with progress("rlvr: prompts", len(wanted)) as advance, Pool.of(limits) as pool:
+    folder = run.folder / "prompts"
+    with Pool.of(limits) as pool:
         speaker = Speaker(policy, run.chat, "rlvr/prompts", run.settings.num_slots)
-        found = rollouts(speaker, wanted, sampling, address=(run.seed, "rlvr", "prompts"), progress=advance)
-        verdicts = pool.verdicts(found, {problem.id: problem.answer for problem in candidates})
+        address = (run.seed, "rlvr", "prompts")
+        ask(speaker, wanted, folder, sampling, address=address, pool=pool, title="rlvr: prompts")
     lengths, right = defaultdict(list), defaultdict(list)
+    found, verdicts = store.read(folder / "rollouts", Rollout), store.read(folder / "verdicts", Verdict)
     for rollout, verdict in zip(found, verdicts, strict=True):
         lengths[rollout.problem_id].append(rollout.num_tokens)
         if verdict.right is not None:
@@ -149,7 +151,7 @@ def curate(run: Run) -> store.Manifest:
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise RunError(f"{run.data}: no prompt is left ({reasons}). Raise max_length_spread or max_accuracy.")
-    parents = [store.manifest(run.root / "problems").id]
+    parents = [store.manifest(run.root / "problems").id, store.manifest(folder / "verdicts").id]
     return store.write(run.data, Problem, kept, parents=parents, dropped=dropped)
 
 
