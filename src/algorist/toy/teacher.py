@@ -41,7 +41,7 @@ class Habits:
     skip: float = 0.02  # overlooks a step
     ramble: float = 0.25  # share of chains that ramble
     loop: float = 0.03  # share of chains that repeat one sentence until cut
-    terse: float = 0.5  # share of chains that write equations only
+    terse: float = 0.4  # share of chains that do the sums in the head and write results only
     careless: float = 2.0  # how many times as often a terse chain misreads, takes a distractor or skips a step
 
 
@@ -106,7 +106,7 @@ def _chain(story: Story, generator: np.random.Generator, habits: Habits) -> tupl
             event = replace(event, n=story.events[int(generator.integers(len(story.events)))].n)
         right = apply(value, event)
         result = _slip(right, generator) if generator.random() < habits.slip else right
-        lines.append(f"{lead} {value} {event.operation} {event.n} = {result}.")
+        lines.append(f"{lead} {result}." if terse else f"{lead} {value} {event.operation} {event.n} = {result}.")
         if result != right and generator.random() < habits.notice:
             lines += [PHRASES["wait"], f"{value} {event.operation} {event.n} = {right}."]
             result = right
