@@ -2,7 +2,7 @@
 
 `Transport` plugs into httpx where a network would be: the client in generate/server.py sends it the same requests
 that it would send to a real server, and gets the same kind of answer. The teacher knows a problem by its text,
-writes chains that tell every event, terse ones and rambling ones, and fails like one: it slips in arithmetic, misreads
+writes chains that tell every event, terse and rambling ones, and fails like one: it slips in arithmetic, misreads
 a number, takes a distractor for a step, skips one (the last three more often where it is terse), notices some of its
 slips and corrects them, and now and then loops until it is cut off.
 """
