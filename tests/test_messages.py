@@ -83,6 +83,10 @@ def test_recipes(refused, tmp_path):
         ("teacher.top_p=0.0", "teacher", "top_p = 0.0 does not lie in (0, 1]"),
         ("teacher.temperature=-1.0", "teacher", "temperature = -1.0 is negative, 0 or more was expected"),
         ("evaluate.num_slots=0", "evaluate", "num_slots must be at least 1."),
+        ("toy.distractors=-1", "toy", "distractors = -1, 0 to 7 was expected: a year has twelve months."),
+        ("toy.distractors=8", "toy", "distractors = 8, 0 to 7 was expected: a year has twelve months."),
+        ("toy.held_out=0", "toy", "problems and held_out must be at least 1."),
+        ("base.most_steps=9", "base", "most_steps lies in 1..8."),
         ("base.num_heads=0", "base", "num_heads must be even, above 0 and divide hidden_size."),
         ("dpo.max_grad_norm=0.0", "dpo", "learning_rate and max_grad_norm must be above 0: nothing would be learned."),
         ("sft.learning_rate=0.0", "sft", "learning_rate and max_grad_norm must be above 0: nothing would be learned."),
@@ -102,6 +106,40 @@ def test_values_that_no_stage_can_use(refused, tmp_path, override, section, why)
     """Said before the first task, not after hours."""
     assert refused("--set", override) == (2, f"{SMOKE} with --set {override}: [{section}] {why}")
     assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_an_unknown_benchmark(refused):
+    why = "[evaluate] samples.aime is of no benchmark. Known here: toy."
+    assert refused("--set", "evaluate.samples.aime=8") == (2, f"{SMOKE}: {why}")
+
+
+def test_more_problems_than_there_are(refused):
+    few = ("--set", "toy.most_steps=1", "--set", "toy.distractors=0", "--set", "toy.held_out=3000")
+    status, line = refused(*few, "--until", "benchmarks")
+    assert status == 2 and line.startswith("[toy]: 3,000 different problems were wanted, ")
+    assert line.endswith(" were found. Ask for fewer, for more steps, or for more distractors.")
+
+
+def test_a_folder_that_nobody_may_write_to(command, tmp_path, monkeypatch):
+    """As root every folder can be written to, so the system's answer is put in its place."""
+    monkeypatch.setattr("algorist.pipeline.write_report", lambda *_: (tmp_path / "no" / "file").write_text(""))
+    status, _, err = command("run", SMOKE, "--out", tmp_path / "run", "--until", "benchmarks")
+    assert status == 0, err
+    status, _, err = command("report", tmp_path / "run")
+    expected = f"{tmp_path / 'no' / 'file'}: No such file or directory. Mend its permissions or name another place.\n"
+    assert (status, err) == (4, expected)
+
+
+def test_damaged_records(command, refused, tmp_path):
+    run = tmp_path / "run"
+    assert refused("--until", "problems")[0] == 0
+    shard, manifest = run / "problems" / "00000.parquet", run / "problems" / "manifest.json"
+    store.write_shard(run / "problems", 0, Verdict, [Verdict("r", True, "equal", "1", "test")])
+    status, _, err = command("show", run, "problems")
+    assert status == 3 and err.startswith(f"{shard}: holds no Problem records (") and "Traceback" not in err
+    manifest.write_text("{}")
+    status, _, err = command("show", run, "problems")
+    assert (status, err) == (3, f"{manifest}: is no manifest. Delete the task's folder to make it again.\n")
 
 
 def test_a_file_in_the_place_of_the_run(refused, tmp_path):

@@ -242,4 +242,4 @@ def test_a_broken_shard_is_named(command, smoke_run, tmp_path):
     status, _, err = command("show", tmp_path, "problems")
     assert status == RecordError.exit_status
     assert err.startswith(f"{shard}: not readable as Parquet (")
-    assert err.endswith("Delete the step's folder to make it again.\n")
+    assert err.endswith("Delete the task's folder to make it again.\n")

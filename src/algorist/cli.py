@@ -198,6 +198,11 @@ def main() -> None:
     except AlgoristError as error:
         typer.echo(str(error), err=True)
         raise SystemExit(error.exit_status) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"{error.filename}: {error.strerror}. Mend its permissions or name another place.", err=True)
+        raise SystemExit(RunError.exit_status) from None
     except KeyboardInterrupt:
         typer.echo(STOPPED, err=True)
         raise SystemExit(130) from None

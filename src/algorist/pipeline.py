@@ -29,7 +29,7 @@ from algorist.records import content_id
 from algorist.stages import STAGES
 from algorist.tasks import Context, Task, tasks
 
-FORMAT = 1  # raised when a run folder of an older version cannot be gone on with
+FORMAT = 2  # raised when a run folder of an older version cannot be gone on with
 UNREAD = frozenset({"save_every", "concurrency"})  # keys that no result depends on
 _MARK = "task.json"
 

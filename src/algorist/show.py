@@ -95,7 +95,8 @@ def _problems(look: Look) -> None:
     if _made(look.root / "verdicts"):
         verdicts = _verdicts(look)
         for rollout in store.read(look.root / "rollouts", Rollout):
-            tallies[rollout.problem_id][verdicts[rollout.id].right] += 1
+            if rollout.id in verdicts:  # they may be of older rollouts, until the run goes on
+                tallies[rollout.problem_id][verdicts[rollout.id].right] += 1
     for problem in chosen:
         labels = ", ".join(label for label in (problem.level, problem.domain, problem.kind, problem.source) if label)
         look.say(f"problem {problem.id}  ({labels})", "bold")
@@ -159,7 +160,7 @@ def _batch(look: Look) -> None:
         raise RunError(f"{look.root}: a gather has no batches. Name the folder of a run.")
     run = _stage_run(look, look.recipe)
     if run.stage.name == "rlvr":
-        return _generation(look)
+        return _generation(look, run.settings.max_prompt_accuracy)
     # The steps of these stages are laid out from stored records alone: no policy is asked, and none is loaded.
     step = next(run.stage.steps(run, cast(Any, None)), None)
     if step is None:
@@ -239,7 +240,7 @@ def _coloured(look: Look, run: Run, ids: Sequence[int], weights: Sequence[float]
     return text
 
 
-def _generation(look: Look) -> None:
+def _generation(look: Look, easy: float) -> None:
     """What the policy said in one generation, its verdicts, and the sign of its advantage where it was learned from."""
     shards = sorted((look.root / "rlvr" / "rollouts").glob("[0-9]*.parquet"))
     if not shards or (look.step or 0) >= len(shards):
@@ -255,12 +256,14 @@ def _generation(look: Look) -> None:
     learned = f", learned from {facts[int(shard.stem)]['learned_from']:,}" if int(shard.stem) < len(facts) else ""
     look.say(f"rlvr, generation {int(shard.stem)}: {len(groups)} prompts, {len(rollouts):,} rollouts{learned}", "bold")
     look.say("+ right: pushed up where it is learned from; - wrong: pushed down")
-    # Prompts with a right answer first: the others teach nothing.
-    order = sorted(groups, key=lambda problem_id: not any(verdict.right for _, verdict in groups[problem_id]))
+    shares = {own: sum(verdict.right is True for _, verdict in group) / len(group) for own, group in groups.items()}
+    # Prompts that were learned from first: what is too easy or has no right response was dropped.
+    order = sorted(groups, key=lambda own: not 0 < shares[own] <= easy)
     for problem_id in order[: look.count or 2]:
         problem, group = problems[problem_id], groups[problem_id]
         right = sum(verdict.right is True for _, verdict in group)
-        look.say(f"\nproblem {problem.id}, answer: {problem.answer}, {right} of {len(group)} right", "bold cyan")
+        fate = "" if 0 < shares[problem_id] <= easy else ", dropped"
+        look.say(f"\nproblem {problem.id}, answer: {problem.answer}, {right} of {len(group)} right{fate}", "bold cyan")
         look.say(f"  {problem.statement}")
         for rollout, verdict in sorted(group, key=lambda judged: not judged[1].right)[: max(2 * right, 4)]:
             sign = {True: "+", False: "-", None: "?"}[verdict.right]

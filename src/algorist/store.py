@@ -71,10 +71,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecordError(f"{path}: there is no such file. Is this the folder of a finished step?") from None
+        raise RecordError(f"{path}: there is no such file. Is this the folder of a finished task?") from None
     except ValueError as error:
         raise RecordError(
-            f"{path}: not readable as JSON ({error}). Delete the step's folder to make it again."
+            f"{path}: not readable as JSON ({error}). Delete the task's folder to make it again."
         ) from None
 
 
@@ -134,7 +134,11 @@ def write(
 def manifest(folder: Path) -> Manifest:
     """The manifest of a finished data set. Raises RecordError where there is none."""
     raw = read_json(folder / MANIFEST)
-    return Manifest(**{**raw, "shards": tuple(raw["shards"]), "parents": tuple(raw["parents"])})
+    try:
+        return Manifest(**{**raw, "shards": tuple(raw["shards"]), "parents": tuple(raw["parents"])})
+    except (KeyError, TypeError):
+        path = folder / MANIFEST
+        raise RecordError(f"{path}: is no manifest. Delete the task's folder to make it again.") from None
 
 
 def read(folder: Path, kind: type[Record]) -> list[Record]:
@@ -151,9 +155,14 @@ def read_shard(path: Path, kind: type[Record]) -> list[Record]:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise RecordError(
-            f"{path}: not readable as Parquet ({error}). Delete the step's folder to make it again."
+            f"{path}: not readable as Parquet ({error}). Delete the task's folder to make it again."
         ) from None
-    return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    try:
+        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    except TypeError as error:
+        raise RecordError(
+            f"{path}: holds no {kind.__name__} records ({error}). Delete the task's folder to make it again."
+        ) from None
 
 
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:

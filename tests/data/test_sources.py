@@ -24,7 +24,7 @@ def lines(path: Path, *rows: tuple[str, str]) -> str:
 
 def written(tmp_path: Path, settings: sources.Settings) -> tuple[store.Manifest, list[Problem]]:
     sources.write_benchmarks(tmp_path / "benchmarks", settings, TOY, 1)
-    benchmarks = sources.read_benchmarks(tmp_path / "benchmarks", list(settings.benchmarks))
+    benchmarks = sources.read_questions(tmp_path / "benchmarks", list(settings.benchmarks))
     made = sources.write_problems(tmp_path / "problems", settings, TOY, benchmarks, 1)
     return made, store.read(tmp_path / "problems", Problem)
 
@@ -61,7 +61,7 @@ def test_files_are_joined_and_freed_of_repeats_conflicts_and_benchmark_questions
     }
     report = decontaminate.read_report(tmp_path / "problems")
     assert report.problems == 3 and len(report.hits) == 2 and report.ngram == 13
-    exams = sources.read_benchmarks(tmp_path / "benchmarks", ["exam"])
+    exams = sources.read_questions(tmp_path / "benchmarks", ["exam"])
     assert len(exams["exam"]) == 3  # a question need not be gradable to leak
     assert decontaminate.require_report(tmp_path / "problems", exams) == report
 
@@ -83,6 +83,15 @@ def test_a_benchmark_question_whose_answers_disagree_is_not_scored_and_not_train
     assert len(asked["exam"]) == 2
     sources.write_problems(tmp_path / "p", settings, TOY, asked, 1)
     assert [p.answer for p in store.read(tmp_path / "p", Problem)] == ["4"]
+
+
+def test_a_benchmark_question_without_an_answer_is_not_scored(tmp_path: Path) -> None:
+    exam = lines(tmp_path / "exam.jsonl", ("What is 7 * 7?", "49"), ("Draw it.", ""))
+    made = sources.write_benchmarks(tmp_path / "b", sources.Settings(benchmarks={"exam": exam}), TOY, 1)
+    assert made["exam"].rows == 1 and made["exam"].dropped == {"no answer": 1}
+    none = lines(tmp_path / "none.jsonl", ("Draw it.", ""))
+    with pytest.raises(RecipeError, match=r"holds no problem that can be scored \(1 no answer\)"):
+        sources.write_benchmarks(tmp_path / "n", sources.Settings(benchmarks={"none": none}), TOY, 1)
 
 
 def test_files_and_the_toy_world_together(tmp_path: Path) -> None:
@@ -115,7 +124,8 @@ def test_an_empty_benchmark_is_an_error(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(RecipeError) as refused:
         sources.write_benchmarks(tmp_path / "b", sources.Settings(benchmarks={"exam": str(path)}), TOY, 1)
-    assert str(refused.value) == f'[data] benchmarks.exam = "{path}": holds no problem. Name a file of problems.'
+    why = "holds no problem that can be scored. Name a file of problems with answers."
+    assert str(refused.value) == f'[data] benchmarks.exam = "{path}": {why}'
 
 
 def test_a_changed_benchmark_unbinds_the_report(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class Settings:
 def write_benchmarks(folder: Path, settings: Settings, toy: world.Settings, seed: int) -> dict[str, store.Manifest]:
     """One data set of problems for each benchmark, `<folder>/<name>`; returns their manifests by name.
 
-    A question whose answers disagree cannot be scored, but can leak: `<folder>/<name>/unscored` keeps it.
+    A question with no answer, or with several that disagree, cannot be scored, but can leak:
+    `<folder>/<name>/unscored` keeps it.
     """
     made = {}
     for name, source in settings.benchmarks.items():
@@ -45,9 +46,16 @@ def write_benchmarks(folder: Path, settings: Settings, toy: world.Settings, seed
             asked = world.problems(seed, "held out", toy.held_out, steps, toy.distractors)
         else:
             asked = read_benchmark(Path(source), settings.columns)
-        problems, dropped = dedup.unique(asked)
+        unique, dropped = dedup.unique(asked)
+        problems = [problem for problem in unique if problem.answer]
+        if len(problems) < len(unique):
+            dropped["no answer"] = len(unique) - len(problems)
         if not problems:
-            raise RecipeError(f'[data] benchmarks.{name} = "{source}": holds no problem. Name a file of problems.')
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+            raise RecipeError(
+                f'[data] benchmarks.{name} = "{source}": holds no problem that can be scored'
+                f"{f' ({reasons})' if reasons else ''}. Name a file of problems with answers."
+            )
         unscored = {problem.id: problem for problem in asked}
         for problem in problems:
             del unscored[problem.id]

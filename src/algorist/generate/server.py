@@ -39,7 +39,9 @@ class Server:
 
     def client(self) -> httpx.Client:
         """A connection pool to the server; use it as a context manager."""
-        key = os.environ.get("OPENAI_API_KEY")
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):  # the key itself is never shown
+            raise RunError("OPENAI_API_KEY: holds a character that no key has. Set it again.")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         base = "http://in.process" if self.transport else self.url
         return httpx.Client(base_url=base, timeout=self.timeout, headers=headers, transport=self.transport)
@@ -99,8 +101,11 @@ def _answers(reply: dict[str, Any]) -> list[Answer]:
         message = choice["message"]
         text = message.get("content") or ""
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
+        if not isinstance(text, str) or not isinstance(thought, str):
+            raise ValueError("the content of a choice is no text")
         if thought:
             text = f"<think>\n{thought}\n</think>\n{text}"
+        text = text.encode("utf-8", "replace").decode("utf-8")  # half an emoji, cut at max_tokens, is no text
         found.append(Answer(text, "length" if choice.get("finish_reason") == "length" else "stop"))
     if not found:
         raise ValueError("the reply has no choices")

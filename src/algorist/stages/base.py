@@ -39,6 +39,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.num_heads < 1 or self.num_heads % 2 or self.hidden_size % self.num_heads:
             raise ValueError("num_heads must be even, above 0 and divide hidden_size.")
+        if not 1 <= self.most_steps <= 8:
+            raise ValueError("most_steps lies in 1..8.")
 
 
 def curate(run: Run) -> store.Manifest:

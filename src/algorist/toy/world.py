@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from algorist.errors import RecipeError
 from algorist.numerics.address import rng
 from algorist.records import LEVELS, Problem
 
@@ -61,6 +62,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not 1 <= self.fewest_steps <= self.most_steps <= 8:
             raise ValueError("fewest_steps and most_steps lie in 1..8, the first not above the second.")
+        if self.distractors < 0 or 1 + self.most_steps + self.distractors > len(MONTHS):
+            most = len(MONTHS) - 1 - self.most_steps
+            raise ValueError(f"distractors = {self.distractors}, 0 to {most} was expected: a year has twelve months.")
+        if min(self.problems, self.held_out) < 1:
+            raise ValueError("problems and held_out must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -149,16 +155,25 @@ def problems(seed: int, purpose: str, count: int, steps: Iterable[int], distract
 
     Args:
         seed, purpose  address of the draw: "train" and "held out" give unrelated problems
+
+    Raises:
+        RecipeError where a thousand draws in a row bring nothing new: so many do not exist.
     """
     kinds = list(steps)
     found: dict[str, Problem] = {}
-    index = 0
+    index = since = 0
     while len(found) < count:
+        if since == 1000:
+            raise RecipeError(
+                f"[toy]: {count:,} different problems were wanted, {len(found):,} were found. "
+                "Ask for fewer, for more steps, or for more distractors."
+            )
         generator = rng(seed, "toy problems", purpose, index)
         wanted = kinds[len(found) % len(kinds)]
         told = story(generator, wanted, int(generator.integers(0, distractors + 1)))
         labels = {"kind": "number", "domain": "arithmetic", "level": LEVEL_OF_STEPS[wanted]}
         problem = Problem.of(told.text, str(told.answer()), **labels, source=f"toy/{wanted} steps")
+        since = since + 1 if problem.id in found else 0
         found.setdefault(problem.id, problem)
         index += 1
     return list(found.values())
