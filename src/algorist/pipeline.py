@@ -124,9 +124,14 @@ def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
     mark = store.read_json(folder / _MARK)
     if mark["fingerprint"] != fingerprint:
         return "made by another recipe"
-    if any(now and now != mark.get("inputs", {}).get(name) for name, now in inputs.items()):
+    if _changed(mark, inputs):
         return "made from other data"
     return "done" if mark["done"] else "begun"
+
+
+def _changed(mark: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """The inputs that are there and are not what the folder with this mark was made from."""
+    return [name for name, now in inputs.items() if now and now != mark["inputs"].get(name)]
 
 
 def write_report(recipe: Recipe, root: Path) -> str:
@@ -146,11 +151,11 @@ def _begin(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str], s
     """Whether the task is still to be made; what another recipe or other data made is set aside or comes back."""
     found = _state(root / name, fingerprint, inputs)
     if found.startswith("made"):
-        old = {"inputs": {}, **store.read_json(root / name / _MARK)}
+        old = {"inputs": {}, **store.read_json(root / name / _MARK)}  # FORMAT 1 had none
         (root / "superseded").mkdir(exist_ok=True)
         if found == "made from other data":
-            changed = [need for need, now in inputs.items() if now != old["inputs"].get(need)]
-            say(f"{name}: made again, because {', '.join(changed)} holds other data now; what was there is superseded")
+            changed = ", ".join(_changed(old, inputs))
+            say(f"{name}: made again, because {changed} holds other data now; what was there is superseded")
         os.replace(root / name, _aside(root, name, old["fingerprint"], old["inputs"]))
         found = "to do"
     if found == "to do":

@@ -52,10 +52,7 @@ def funnel_text(funnel: Funnel) -> str:
     """The funnel and the agreement table as plain text, ready to print."""
     lines = _columns([("step", "in", "dropped", "out")], *(_step_rows(step) for step in funnel.steps))
     if not funnel.benchmarks:
-        lines += [
-            "",
-            "Compared with no benchmark: samples.jsonl and pairs.jsonl may hold test questions.",
-        ]
+        lines += ["", "Compared with no benchmark: samples.jsonl and pairs.jsonl may hold test questions."]
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(funnel.rejected.items()))
     lines += ["", f"samples {funnel.samples:,}"]
     lines += [f"pairs   {funnel.pairs:,}" + (f" (rejected side: {reasons})" if reasons else "")]
