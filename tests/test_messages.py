@@ -120,13 +120,13 @@ def test_more_problems_than_there_are(refused):
     assert line.endswith(" were found. Ask for fewer, for more steps, or for more distractors.")
 
 
-def test_a_folder_that_nobody_may_write_to(command, tmp_path, monkeypatch):
-    """As root every folder can be written to, so the system's answer is put in its place."""
-    monkeypatch.setattr("algorist.pipeline.write_report", lambda *_: (tmp_path / "no" / "file").write_text(""))
-    status, _, err = command("run", SMOKE, "--out", tmp_path / "run", "--until", "benchmarks")
-    assert status == 0, err
-    status, _, err = command("report", tmp_path / "run")
-    expected = f"{tmp_path / 'no' / 'file'}: No such file or directory. Mend its permissions or name another place.\n"
+def test_a_place_that_cannot_be_written(command, smoke_run, tmp_path):
+    """Root may write everywhere, so a folder stands where the file belongs."""
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    (run / "report.md").unlink()
+    (run / "report.md").mkdir()
+    status, _, err = command("report", run)
+    expected = f"{run / 'report.md'}: Is a directory. Mend its permissions or name another place.\n"
     assert (status, err) == (4, expected)
 
 
@@ -193,6 +193,7 @@ def test_model_folders(refused, smoke_run, tmp_path):
         f"{model}: this model folder has no tokenizer (tokenizer.json). "
         "Save the tokenizer beside the weights with tokenizer.save_pretrained.",
     )
+    assert not (tmp_path / "run" / "rollouts").exists()  # it was looked at before the teacher was asked
     (model / "tokenizer.json").write_bytes(tokenizer)
     template = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").unlink()

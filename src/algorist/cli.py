@@ -201,7 +201,8 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        typer.echo(f"{error.filename}: {error.strerror}. Mend its permissions or name another place.", err=True)
+        where = error.filename2 or error.filename  # of a renaming, the place that was wanted
+        typer.echo(f"{where}: {error.strerror}. Mend its permissions or name another place.", err=True)
         raise SystemExit(RunError.exit_status) from None
     except KeyboardInterrupt:
         typer.echo(STOPPED, err=True)

@@ -85,8 +85,8 @@ def tasks(recipe: Recipe) -> list[Task]:
     before = "base"
     if toy_model:
         found.append(Task("base", ("benchmarks",), ("seed", "model", "base", "data.ngram"), _base))
-    else:
-        found.append(Task("base", (), ("model",), _base))
+    else:  # looked at first: what is missing shows before the teacher is asked
+        found.insert(0, Task("base", (), ("model",), _base))
     found.append(_scores_task("base"))
     for stage in STAGES:
         needs = ("problems", "verdicts", before)
@@ -144,7 +144,7 @@ def _chat(context: Context, tokenizer: Any) -> Chat:
 
 
 def _base(context: Context) -> None:
-    """The toy's base model is trained; any other is only looked at, so that what is missing shows at once."""
+    """The toy's base model is trained; any other is only looked at."""
     model = context.of("model", checkpoints.Settings)
     folder = context.root / "base"
     if model.base != "toy":
