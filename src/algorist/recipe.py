@@ -70,6 +70,20 @@ def read(path: Path, sections: Sections, overrides: Sequence[str] = ()) -> Recip
     that the file leaves out has its defaults. Raises RecipeError for whatever cannot be used as written.
     """
     table, origins = _load(path, ())
+    return _filled(path, sections, table, origins, overrides)
+
+
+def defaults(sections: Sections, overrides: Sequence[str] = ()) -> Recipe:
+    """The settings of a command that needs no recipe file: what `sections` say, with `overrides` on top.
+
+    Raises RecipeError for whatever cannot be used as written.
+    """
+    return _filled(Path("--set"), sections, {"name": "defaults"}, {}, overrides)
+
+
+def _filled(
+    path: Path, sections: Sections, table: dict[str, Any], origins: dict[Address, str], overrides: Sequence[str]
+) -> Recipe:
     for text in overrides:
         change = _override(text)
         table = _merged(table, change)

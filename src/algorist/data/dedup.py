@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from algorist.records import Problem
-from algorist.verify.equal import at_sight
+from algorist.verify.equal import equal
 
 TWICE = "same statement twice"
 CONFLICT = "same statement, different answers"
@@ -32,10 +32,9 @@ def unique(problems: Iterable[Problem]) -> tuple[list[Problem], dict[str, int]]:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two gold answers are plainly the same: up to spaces and dollar signs, and plain numbers up to notation.
+    """Whether two gold answers are seen to be the same.
 
     >>> same_answer("025", "25.0"), same_answer("$x + 1$", "x+1"), same_answer("1/2", "2")
     (True, True, False)
     """
-    outcome = at_sight(one, other)
-    return outcome is not None and outcome[0] is True
+    return equal(one, other)[0] is True

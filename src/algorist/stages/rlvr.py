@@ -41,7 +41,6 @@ from algorist.numerics.losses import Loss
 from algorist.records import Problem, Rollout, Verdict
 from algorist.stage import Plan, Run, Stage, Step, Training
 from algorist.stages.groups import Group, Sampler
-from algorist.verify import pool as verify
 from algorist.verify.pool import Pool
 
 
@@ -124,10 +123,9 @@ def curate(run: Run) -> store.Manifest:
     candidates = [problems[i] for i in sorted(order[: settings.candidates])]
     policy = checkpoints.open_policy(run.parent, precision=run.precision)
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
-    limits = run.recipe.of("verify", verify.Settings)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
     folder = run.folder / "prompts"
-    with Pool.of(limits) as pool:
+    with Pool.of(run.recipe) as pool:
         speaker = Speaker(policy, run.chat, "rlvr/prompts", run.settings.num_slots)
         address = (run.seed, "rlvr", "prompts")
         ask(speaker, wanted, folder, sampling, address=address, pool=pool, title="rlvr: prompts")
@@ -165,7 +163,7 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
     settings = run.settings
     problems = store.read(run.data, Problem)
     annealing: Annealing = settings.temperature
-    with Pool.of(run.recipe.of("verify", verify.Settings)) as pool:
+    with Pool.of(run.recipe) as pool:
         for generation in range(run.start // settings.updates, settings.steps):
             temperature = schedules.temperature(
                 generation, settings.steps, start=annealing.start, end=annealing.end, over=annealing.over

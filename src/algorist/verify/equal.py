@@ -1,110 +1,97 @@
-r"""Equal: are two answers the same mathematics? Exact and cheap first, computer algebra only where that cannot tell.
+r"""Equal: are two answers the same mathematics? Exact and cheap first, then read and computed.
 
-Most verdicts compare plain numbers or identical strings; `at_sight` decides those in microseconds, exactly and
-without sympy. `by_algebra` asks math-verify, which can take forever on hostile input: call it where a process can
-be killed (pool.py does). A gold answer that cannot be read gives None, never "wrong".
+Most verdicts compare plain numbers or identical strings; `at_sight` decides those in microseconds. `equal` reads both
+answers (read.py) and compares what they say (compare.py): structures part by part, values exactly or to sixty digits.
+Both take bounded time and evaluate no text; whoever must be certain of that puts them into a process that can be
+killed (pool.py). A gold answer that cannot be read gives None, never "wrong".
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
-LONGEST_ANSWER = 2_000  # characters; no honest answer is longer, and parsers are superlinear
-ROUNDING = Fraction(1, 100_000)  # relative; a decimal may stand for an exact value within this
+from algorist.verify.compare import Contradiction, same
+from algorist.verify.conventions import DEFAULT, Conventions
+from algorist.verify.evaluate import Huge, Unknown
+from algorist.verify.exact import Undefined
+from algorist.verify.extract import answer_in
+from algorist.verify.nodes import Node, Unreadable, is_number, walk
+from algorist.verify.read import read
+from algorist.verify.words import words_of
+
+VERIFIER = "algorist-2"  # changes with every change of verdicts; stored with each of them
+LONGEST_ANSWER = 2_000  # characters; no honest answer is longer
+PROSE = 4  # words; a gold answer of more that is not met word by word is left to a reader of texts
 
 Outcome = tuple[bool | None, str]
 
-_REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\boxed\{([^{}]*)\}", r"\1"),
-        (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1"),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
-        (r"\\!\s*", ""),
-        (r"\\[,;: ]|~|\s+", " "),
-        (r"\\[()\[\]]|\\?\$", ""),
-        (r"\{,\}", ","),
-        ("\N{MINUS SIGN}", "-"),
-        # A space before a digit and after a digit or a comma stays: 1, 234 is two numbers, and 1 234 may be.
-        (r"(?<![0-9,]) +| +(?![0-9 ])", ""),
-    )
-)
-# What math-verify misreads, and how it must be written: in its eyes pi is p·i, and 1+1/\mathrm{e} stops at the 1.
-_SPELLINGS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\mathrm\{([a-z])\}", r"\1"),
-        (r"(?<![\\A-Za-z])(pi|exp|sqrt|sin|cos|tan|log|ln)(?![A-Za-z])", r"\\\1"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-    )
-)
+EQUAL: Outcome = (True, "equal")
+DIFFERENT: Outcome = (False, "different")
+
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?)(?:\\frac\{{(?P<up>-?{_DECIMAL})\}}\{{(?P<down>-?{_DECIMAL})\}}"
-    rf"|\\frac(?P<a>[0-9])(?P<b>[0-9])|(?P<x>{_DECIMAL})(?:/(?P<y>{_DECIMAL}))?)"
+    rf"(?P<sign>[-+]?)(?:\\[dtc]?frac\{{(?P<up>-?{_DECIMAL})\}}\{{(?P<down>-?{_DECIMAL})\}}"
+    rf"|\\[dtc]?frac(?P<a>[0-9])(?P<b>[0-9])|(?P<x>{_DECIMAL})(?:/(?P<y>{_DECIMAL}))?)"
 )
-_CHOICE = re.compile(r"\(?([A-Z])\)?")
+_GROUPED = re.compile(r"\d,\d{3}(?!\d)")
+_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+_OPTION = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s*)?\(?([A-Ja-j])(?:\)[.:]?|[.:](?=\s|$)|$)\s*(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|and|&)?\s*\(?[A-J]\)?)+")
+_WORDS, _A_WORD = re.compile(r"[^\W_][\w ',:-]*"), re.compile(r"[^\W\d_]{4}")
+_STYLES = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathsf|mbox|boxed)\s*\{([^{}]*)\}|\*\*|\$|\\[()\[\]]")
 
 
-@functools.cache
 def verifier() -> str:
-    """Name and version of what decides, as each verdict carries it: `algorist-1/math-verify-0.9.0`."""
-    import importlib.metadata  # 30 ms that `--help` need not pay
-
-    return f"algorist-1/math-verify-{importlib.metadata.version('math-verify')}"
+    """Name and version of what decides, as each verdict carries it."""
+    return VERIFIER
 
 
-def equal(gold: str, candidate: str) -> Outcome:
-    """Whether two answers are equal, and why: (True, "equal"), (False, "different"), (None, "gold unreadable").
+def equal(gold: str, candidate: str, conventions: Conventions = DEFAULT) -> Outcome:
+    """Whether a candidate is the gold answer, and why.
 
-    A candidate of more than LONGEST_ANSWER characters is (False, "too long"). May run for minutes on hostile
-    input, as computer algebra does; a pool puts a limit on it.
+    (True, "equal"), (False, "different"), (False, "answer unreadable"), (False, "not evaluated": right, but a formula
+    where a number was asked), (False, "too long"), (None, "gold unreadable"), (None, "undecided": what would have to be
+    computed is beyond us). Never raises; time is bounded by the limits of the rooms it asks.
     """
-    outcome = at_sight(gold, candidate)
-    return by_algebra(gold, candidate) if outcome is None else outcome
+    outcome = at_sight(gold, candidate, conventions)
+    return by_reading(gold, candidate, conventions) if outcome is None else outcome
 
 
-def at_sight(gold: str, candidate: str) -> Outcome | None:
-    """What can be decided without algebra, in time linear in both; None where it cannot.
+def at_sight(gold: str, candidate: str, conventions: Conventions = DEFAULT) -> Outcome | None:
+    """What can be decided without reading, in time linear in both; None where it cannot.
 
-    Identical strings are equal. Two plain numbers, whole, decimal or a simple fraction, are compared as exact
-    fractions, and two letters of a multiple choice as letters; these decide both ways.
+    Identical answers are equal. Two plain numbers, whole, decimal or a simple fraction, are compared as exact
+    fractions, which decides unless one of them may be the other, rounded.
     """
     if len(candidate) > LONGEST_ANSWER:
         return False, "too long"
     if len(gold) > LONGEST_ANSWER:
         return None, "gold unreadable"
     if gold.isdecimal() and candidate.isdecimal() and gold.isascii() and candidate.isascii():
-        return _decided(gold.lstrip("0") == candidate.lstrip("0"))  # most of all verdicts, at a tenth of the price
-    left, right = light(gold), light(candidate)
-    if not left:
+        return EQUAL if gold.lstrip("0") == candidate.lstrip("0") else DIFFERENT  # most of all verdicts
+    gold, candidate = gold.strip(" $").rstrip("."), candidate.strip(" $").rstrip(".")
+    if not gold:
         return None, "gold unreadable"
-    if left == right:
-        return True, "equal"
-    if not right:
-        return False, "different"
-    a, b = number(left), number(right)
-    if a is not None and b is not None:
-        return _decided(a == b)
-    letter, other = _CHOICE.fullmatch(left), _CHOICE.fullmatch(right)
-    return _decided(letter[1] == other[1]) if letter and other else None
-
-
-def light(answer: str) -> str:
-    r"""The answer without what never changes its meaning: `$`, spaces, `\left`, `\text{}`, the last full stop."""
-    for pattern, replacement in _REWRITES:
-        answer = pattern.sub(replacement, answer)
-    return answer.rstrip(".,;\\")
+    if not candidate:
+        return False, "answer unreadable"
+    a, b = number(gold), number(candidate)
+    if a is None or b is None:
+        return EQUAL if gold == candidate and gold.isascii() and not _GROUPED.search(gold) else None
+    if a == b:
+        return EQUAL
+    near = conventions.gold_digits or conventions.rounding
+    return None if near and abs(a - b) * 100 < abs(a) and "." in gold + candidate else DIFFERENT
 
 
 def number(answer: str) -> Fraction | None:
-    r"""The exact value of a plain number in `light` form: 012, -1,234.50, .5, 3/4, \frac{3}{4}, \frac34; else None."""
+    r"""The exact value of a plain number: 012, -1,234.50, .5, 3/4, \frac{3}{4}, \frac34; else None."""
     match = _NUMBER.fullmatch(answer)
     if match is None:
         return None
@@ -117,36 +104,127 @@ def number(answer: str) -> Fraction | None:
     return -value if match["sign"] == "-" else value
 
 
-def by_algebra(gold: str, candidate: str) -> Outcome:
-    """What math-verify says, corrected where it is known to be wrong. Slow, and not safe against hostile input."""
-    from math_verify import parse, verify  # type: ignore[import-untyped,unused-ignore]
+def by_reading(gold: str, candidate: str, conventions: Conventions = DEFAULT) -> Outcome:
+    """What `at_sight` leaves open, decided by reading both answers."""
+    try:
+        words = words_of(gold)
+        if words == words_of(candidate) and (gold == candidate or _is_prose(words)):
+            return EQUAL
+        return _options(gold, candidate, conventions) or _mathematics(gold, candidate, conventions)
+    except RecursionError:
+        return None, "undecided"
 
-    # Its own time limits are signals, which work in the main thread only; whoever calls this can kill us instead.
-    left = parse(_delimited(gold), parsing_timeout=None)
-    right = parse(_delimited(candidate), parsing_timeout=None)
-    if verify(left, right, timeout_seconds=None):
-        return _decided(not _far_apart(left, right))
-    if all(isinstance(value, str) for value in left):
+
+def _is_prose(words: str) -> bool:
+    """Whether they are words, in which case is no matter, and not X or AB."""
+    return words in ("yes", "no") or (_WORDS.fullmatch(words) is not None and _A_WORD.search(words) is not None)
+
+
+def _options(gold: str, candidate: str, conventions: Conventions) -> Outcome | None:
+    """Multiple choice: by letter where both name one, else the text of the option against the other answer."""
+    ours, theirs = (_STYLES.sub(r"\1", answer).strip().rstrip(".") for answer in (gold, candidate))
+    if _OPTIONS.fullmatch(ours) and _OPTIONS.fullmatch(theirs):
+        letters = [sorted(re.findall("[A-J]", answer)) for answer in (ours, theirs)]
+        return EQUAL if letters[0] == letters[1] else DIFFERENT
+    own, other = _OPTION.fullmatch(ours), _OPTION.fullmatch(theirs)
+    if own and other and own[1].isupper():
+        if other[1].islower() and (conventions.letter_case or other[2]):
+            return None
+        texts = number(own[2]), number(other[2])
+        conflict = None not in texts and texts[0] != texts[1]  # B) 600 and B) 6000
+        return EQUAL if own[1] == other[1].upper() and not conflict else DIFFERENT
+    if own and own[1].isupper() and own[2]:
+        return equal(own[2], theirs, conventions)
+    if other and other[1].isupper() and other[2] and not own:
+        inner = equal(ours, other[2], conventions)
+        return inner if inner[0] else None
+    return None
+
+
+def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome:
+    wrapped = "\\boxed" in gold or "\\fbox" in gold or "<answer>" in gold
+    golds = () if wrapped else readings(gold)
+    if not golds:
+        inner = answer_in(gold).answer
+        if inner and inner != gold:
+            return equal(inner, candidate, conventions)
+    if not golds or (golds[0].kind == "text" and len(golds[0].value.split()) > PROSE):
         return None, "gold unreadable"
-    return False, "different"
+    candidates = readings(candidate)
+    if conventions.decimal_comma and "." in gold + candidate:
+        golds, candidates = (*golds, *_with_decimal_comma(gold)), (*candidates, *_with_decimal_comma(candidate))
+    if not candidates:
+        return False, "answer unreadable"
+    if (
+        not conventions.unevaluated
+        and is_number(golds[0])
+        and any(part.kind == "unread" for part in _value_parts(candidates[0]))
+    ):
+        return False, "not evaluated"
+    verdicts = []
+    for own in golds:
+        for other in candidates:
+            verdict = _same(own, other, conventions)
+            if verdict and not conventions.unevaluated and is_number(own) and steps_left(other) > 1:
+                return False, "not evaluated"
+            if verdict:
+                return EQUAL
+            verdicts.append(verdict)
+    return (None, "undecided") if verdicts[0] is None else DIFFERENT
 
 
-def _delimited(answer: str) -> str:
-    r"""The answer in the delimiters that make math-verify read LaTeX, with the spellings mended that it misreads."""
-    for pattern, replacement in _SPELLINGS:
-        answer = pattern.sub(replacement, answer)
-    return answer if re.search(r"\$|\\\(|\\\[|\\boxed", answer) else f"${answer}$"
+def _value_parts(node: Node) -> Iterator[Node]:
+    """The parts of an answer that is no relation: in \\int ... = 1/3 the integral has been done."""
+    return iter(()) if node.kind == "relation" else walk(node)
 
 
-def _far_apart(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    """Whether two numbers that math-verify calls equal are not: it rounds to six decimals, so that 1/2^99 = 1/2^98."""
-    values = [side[0] for side in (left, right) if side and getattr(side[0], "is_number", False)]
-    if len(values) < 2 or values[0] == values[1]:
+def _with_decimal_comma(answer: str) -> tuple[Node, ...]:
+    """What 2,74 may mean besides a pair."""
+    comma = _DECIMAL_COMMA.fullmatch(answer.replace("{,}", ",").strip(" $."))
+    return readings(f"{comma[1]}.{comma[2]}") if comma else ()
+
+
+def _same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    try:
+        return same(gold, candidate, conventions)
+    except Contradiction:
         return False
-    gap = abs((values[0] - values[1]).evalf(20))
-    size = abs(values[0].evalf(20))
-    return bool(gap.is_comparable and size.is_comparable and gap > size * float(ROUNDING))
+    except (Undefined, Huge, Unknown):
+        return None
 
 
-def _decided(same: bool) -> Outcome:
-    return (True, "equal") if same else (False, "different")
+@functools.lru_cache(maxsize=10_000)
+def readings(answer: str) -> tuple[Node, ...]:
+    """What an answer may say, the likelier first: 1,234 is a number before it is two. Empty where it is unreadable."""
+    found: list[Node] = []
+    for thousands in (True, False) if _GROUPED.search(answer) else (True,):
+        try:
+            reading = read(answer, thousands=thousands)
+        except (Unreadable, RecursionError):
+            continue
+        if reading not in found:
+            found.append(reading)
+    return tuple(found)
+
+
+def steps_left(node: Node) -> int:
+    r"""Operations an answer leaves to do: none in 3/4 and 1.5 \times 10^3, one in 3 + 2, two in 17 \cdot 23 + 5."""
+    if is_number(node) or node.kind in ("relation", "list", "set", "tuple", "matrix"):
+        return 0
+    if node.kind == "product" and len(node.parts) == 2 and is_number(node.parts[0]) and _power_of_ten(node.parts[1]):
+        return 0
+    own = {
+        "sum": len(node.parts) - 1,
+        "product": len(node.parts) - 1,
+        "quotient": 1,
+        "power": 1,
+        "series": 2,
+        "unread": 2,
+    }
+    heavy = node.kind == "function" and node.value not in ("root", "abs")
+    here = 2 if heavy else int(node.kind == "function") or own.get(node.kind, 0)
+    return here + sum(steps_left(part) for part in node.parts)
+
+
+def _power_of_ten(node: Node) -> bool:
+    return node.kind == "power" and node.parts[0] == Node("number", (), Fraction(10))

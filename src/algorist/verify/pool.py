@@ -1,10 +1,12 @@
 """Pool: many verdicts, fast and in order, from workers that can be killed.
 
 Reading the answer out and everything `at_sight` decides happens here, in the calling process, in linear time.
-Only what needs algebra goes to worker processes, which have a time limit, a memory limit and a short life: a
-parser that hangs, eats memory or crashes costs one verdict (right = None) and one worker, never the run.
+What must be read and computed goes to worker processes, which have a time limit, a memory limit and a short life:
+whatever hangs, eats memory or crashes costs one verdict (right = None) and one worker, never the run. A worker is
+handed several pairs at a time and answers each as it goes, so that it never waits for us; its clock starts anew with
+each answer.
 
-A worker is a fresh interpreter that runs this module. It is not a `multiprocessing` process: those import the
+A worker is a fresh interpreter that runs worker.py. It is not a `multiprocessing` process: those import the
 parent's main module again, which may import torch, and so the memory limit would hit the innocent.
 """
 
@@ -14,29 +16,37 @@ import contextlib
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Self
 
 from algorist.errors import RecordError, RunError
+from algorist.recipe import Recipe
 from algorist.records import Rollout, Verdict
-from algorist.verify.equal import LONGEST_ANSWER, Outcome, at_sight, by_algebra, verifier
+from algorist.verify.conventions import DEFAULT, Conventions
+from algorist.verify.equal import LONGEST_ANSWER, Outcome, at_sight, verifier
 from algorist.verify.extract import extract
+from algorist.verify.worker import CRASHED
 
-START_SECONDS = 120.0  # for a worker to import math-verify, on a machine busy with other things
-TASKS_PER_WORKER = 2_000  # sympy's caches only grow; a worker is replaced after this many comparisons
+START_SECONDS = 120.0  # for a worker to be ready, on a machine busy with other things
+TASKS_PER_WORKER = 20_000  # whatever grows in a worker goes with it; it is replaced after so many comparisons
+AHEAD = 32  # pairs that a worker holds at most
+WORKER = "algorist.verify.worker"  # the module that a worker runs
+PIPE = 5_000  # characters that they hold together: escaped, they still fit into a pipe, so that no write waits
 KNOWN = 200_000  # outcomes remembered
 
+Pair = tuple[str, str]  # (gold, answer)
+Timed = tuple[Outcome, float]  # and the seconds it took
+Said = tuple[bool | None, str, float]  # the same, as a worker writes it
+
 _TIMED_OUT: Outcome = (None, "timed out")
-_CRASHED: Outcome = (None, "crashed")
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Settings:
     """[verify]"""
 
     seconds: float = 1.0  # for one comparison; then its worker is killed and the answer counts as not judged
-    memory_mib: int = 2048  # that one worker may use
+    memory_mib: int = 1024  # that one worker may use
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or self.memory_mib < 256:
@@ -53,12 +63,12 @@ class Settings:
 
 @dataclass
 class _Worker:
-    """One child process: not ready until it says so, then idle or busy with one (gold, answer)."""
+    """One child process: not ready until it says so, then idle or busy with the first of its (gold, answer)s."""
 
     process: subprocess.Popen[bytes]
-    deadline: float  # monotonic seconds; by when it must be ready, or have answered
+    deadline: float  # monotonic seconds; by when it must be ready, or have answered once more
     ready: bool = False
-    task: tuple[str, str] | None = None
+    tasks: deque[Pair] = field(default_factory=deque)
     done: int = 0
     unread: bytes = b""
 
@@ -70,20 +80,28 @@ class Pool:
     the end of the `with` block, when the pool is garbage, and at exit; they end by themselves if we are killed.
     """
 
-    def __init__(self, workers: int | None = None, seconds: float = 1.0, memory_mib: int = 2048) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        seconds: float = 1.0,
+        memory_mib: int = 1024,
+        conventions: Conventions = DEFAULT,
+    ) -> None:
         """`workers`: how many at most (all cores, up to 8); `seconds` and `memory_mib`: limits of one comparison."""
         self._most = workers or min(os.cpu_count() or 1, 8)
         self._seconds = seconds
         self._memory_mib = memory_mib
-        self._known: dict[tuple[str, str], Outcome] = {}
+        self._conventions = conventions
+        self._known: dict[Pair, Outcome] = {}
         self._workers: list[_Worker] = []
         self._turn = threading.Lock()
         self._at_exit = weakref.finalize(self, _stop_all, self._workers, os.getpid())
 
     @classmethod
-    def of(cls, limits: Settings) -> Self:
-        """A pool with the limits of a recipe."""
-        return cls(seconds=limits.seconds, memory_mib=limits.memory_mib)
+    def of(cls, recipe: Recipe) -> Self:
+        """A pool with the limits and the conventions of a recipe's [verify]."""
+        limits: Settings = recipe.of("verify", Settings)
+        return cls(seconds=limits.seconds, memory_mib=limits.memory_mib, conventions=recipe.of("verify", Conventions))
 
     def __enter__(self) -> Self:
         return self
@@ -101,12 +119,12 @@ class Pool:
     def verdicts(self, rollouts: Sequence[Rollout], golds: Mapping[str, str]) -> list[Verdict]:
         """One verdict per rollout, in order. `golds`: problem id → gold answer.
 
-        Reasons: equal, different, too long, no answer, cut off (no answer, and the rollout ran into its token
-        limit): judged, right is True or False. gold unreadable, timed out, crashed: right is None.
+        Reasons with right True or False: those of `equal`; no answer, unfinished thought, thought only, too many
+        boxes (see `extract`); cut off, where there is no answer because the rollout ran into its token limit. With
+        right None: gold unreadable, undecided, timed out, crashed.
         Raises RecordError for a rollout whose problem has no gold answer, RunError where no worker can start.
         """
-        keys: list[tuple[str, str] | None] = []
-        outcomes: dict[tuple[str, str], Outcome | None] = {}
+        found, keys = [], []
         for rollout in rollouts:
             gold = golds.get(rollout.problem_id)
             if gold is None:
@@ -114,78 +132,110 @@ class Pool:
                     f"rollout {rollout.id}: its problem {rollout.problem_id} has no gold answer here. "
                     "Verify rollouts together with the problems they were sampled for."
                 )
-            extraction = extract(rollout.text)
-            key = None if extraction.found == "none" else (gold, extraction.answer)
-            keys.append(key)
-            if key is not None and key not in outcomes:
-                outcomes[key] = self._known.get(key) or at_sight(*key)
-        unknown = [key for key, outcome in outcomes.items() if outcome is None]
-        if unknown:
-            outcomes.update(self._judge(unknown))
-        self._remember(outcomes)
+            found.append(extract(rollout.text))
+            keys.append((gold, found[-1].answer))
+        outcomes = self.outcomes([key for key in keys if key[1]])
         name = verifier()
-        return [_verdict(rollout, key, outcomes, name) for rollout, key in zip(rollouts, keys, strict=True)]
+        verdicts = []
+        for rollout, extraction, key in zip(rollouts, found, keys, strict=True):
+            if extraction.answer:
+                right, reason = outcomes[key]
+            else:
+                right, reason = False, "cut off" if rollout.finish == "length" else extraction.found
+            verdicts.append(Verdict(rollout.id, right, reason, extraction.answer[:LONGEST_ANSWER], name))
+        return verdicts
 
-    def _remember(self, outcomes: Mapping[tuple[str, str], Outcome | None]) -> None:
-        """Keep outcomes for the pool's life, so that no pair is decided twice; forget all when there are too many."""
-        if len(self._known) + len(outcomes) > KNOWN:
+    def outcomes(self, pairs: Iterable[Pair]) -> dict[Pair, Outcome]:
+        """(gold, answer) → what `equal` says of them, each different pair decided once."""
+        found: dict[Pair, Outcome] = {}
+        unknown = []
+        for pair in dict.fromkeys(pairs):
+            outcome = self._known.get(pair) or at_sight(*pair, self._conventions)
+            if outcome is None:
+                unknown.append(pair)
+            else:
+                found[pair] = outcome
+        if unknown:
+            found.update({pair: outcome for pair, (outcome, _) in self.timed(unknown).items()})
+        if len(self._known) + len(found) > KNOWN:  # rather forget all than keep count of which are old
             self._known.clear()
-        self._known.update((key, outcome) for key, outcome in outcomes.items() if outcome and outcome[1] != "too long")
+        self._known.update((pair, outcome) for pair, outcome in found.items() if outcome[1] != "too long")
+        return found
 
-    def _judge(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Outcome]:
-        """Outcomes of all pairs, from the workers."""
-        found: dict[tuple[str, str], Outcome] = {}
-        waiting = deque(pairs)
+    def timed(self, pairs: Iterable[Pair]) -> dict[Pair, Timed]:
+        """(gold, answer) → (outcome, seconds it took), all of them decided by workers and nothing remembered."""
+        found: dict[Pair, Timed] = {}
+        waiting = deque(dict.fromkeys(pairs))
         with self._turn:
             try:
-                while waiting or any(worker.task for worker in self._workers):
+                while waiting or any(worker.tasks for worker in self._workers):
                     self._hand_out(waiting)
-                    found.update(self._collect())
+                    found.update(self._collect(waiting))
             except BaseException:
                 # Answers that nobody waits for any more would be taken for those of the next call.
                 _stop_all(self._workers, os.getpid())
                 raise
         return found
 
-    def _hand_out(self, waiting: deque[tuple[str, str]]) -> None:
-        """Give each idle worker a pair, and start workers while there are more pairs than workers to come."""
-        for worker in [worker for worker in self._workers if worker.ready and worker.task is None]:
+    def _hand_out(self, waiting: deque[Pair]) -> None:
+        """Fill each worker that is running out of pairs, and start workers while there is work for them."""
+        for worker in [worker for worker in self._workers if worker.ready and len(worker.tasks) <= AHEAD // 2]:
             if not waiting:
                 return
-            if worker.done >= TASKS_PER_WORKER:
+            if worker.done >= TASKS_PER_WORKER and not worker.tasks:
                 self._drop(worker)
-            elif _send(worker, waiting[0]):
-                worker.task = waiting.popleft()
+                continue
+            # A fair share, so that the last pairs do not queue behind one worker while others have none.
+            share = max(1, min(AHEAD - len(worker.tasks), len(waiting) // self._most))
+            room = PIPE - sum(len(gold) + len(answer) for gold, answer in worker.tasks)
+            batch: list[Pair] = []
+            while waiting and len(batch) < share and (room > 0 or not (batch or worker.tasks)):
+                batch.append(waiting.popleft())
+                room -= len(batch[-1][0]) + len(batch[-1][1])
+            if not batch:
+                continue
+            if not worker.tasks:
                 worker.deadline = time.monotonic() + self._seconds
-            else:
-                self._drop(worker)
+            worker.tasks.extend(batch)
+            if not _send(worker, batch):
+                self._give_up(worker, waiting)
         starting = sum(not worker.ready for worker in self._workers)
-        for _ in range(min(self._most - len(self._workers), len(waiting) - starting)):
-            self._workers.append(_start(self._memory_mib, self._seconds))
+        wanted = -(-len(waiting) // AHEAD) - starting
+        for _ in range(min(self._most - len(self._workers), wanted)):
+            self._workers.append(_start(self._memory_mib, self._seconds, self._conventions))
 
-    def _collect(self) -> dict[tuple[str, str], Outcome]:
+    def _give_up(self, worker: _Worker, waiting: deque[Pair]) -> None:
+        """Kill a worker; the pairs it has not come to go back to the head of the queue."""
+        waiting.extendleft(reversed(worker.tasks))
+        self._drop(worker)
+
+    def _collect(self, waiting: deque[Pair]) -> dict[Pair, Timed]:
         """Wait until a worker has something to say or is out of time; what is then decided."""
-        found: dict[tuple[str, str], Outcome] = {}
-        busy = [worker for worker in self._workers if worker.task or not worker.ready]
+        found: dict[Pair, Timed] = {}
+        busy = [worker for worker in self._workers if worker.tasks or not worker.ready]
         for worker in _speaking(busy):
             for said in _hear(worker):
-                if worker.task is None:
+                if not worker.ready:
                     _expect_ready(worker, said, self._memory_mib)
-                    continue
-                found[worker.task] = outcome = said or _CRASHED
-                worker.task = None
-                worker.done += 1
-                if outcome == _CRASHED:
+                elif worker.tasks:
+                    took = time.monotonic() - worker.deadline + self._seconds
+                    found[worker.tasks.popleft()] = (said[:2], said[2]) if said else (CRASHED, took)
+                    worker.done += 1
+                    worker.deadline = time.monotonic() + self._seconds
+                    if said is None or said[:2] == CRASHED:
+                        self._give_up(worker, waiting)
+                        break
+                else:  # it died after its last answer
                     self._drop(worker)
-        for worker in [worker for worker in busy if time.monotonic() >= worker.deadline]:
+        for worker in [worker for worker in busy if worker in self._workers and time.monotonic() >= worker.deadline]:
             if not worker.ready:
                 raise RunError(
                     f"verify: a worker was not ready after {START_SECONDS:.0f} seconds. "
                     "The machine may be overloaded; run the same command again, or with fewer workers."
                 )
-            if worker.task:
-                found[worker.task] = _TIMED_OUT
-                self._drop(worker)
+            if worker.tasks:
+                found[worker.tasks.popleft()] = (_TIMED_OUT, time.monotonic() - worker.deadline + self._seconds)
+                self._give_up(worker, waiting)
         return found
 
     def _drop(self, worker: _Worker) -> None:
@@ -194,21 +244,11 @@ class Pool:
         _stop(worker)
 
 
-def _verdict(
-    rollout: Rollout, key: tuple[str, str] | None, outcomes: Mapping[tuple[str, str], Outcome | None], name: str
-) -> Verdict:
-    if key is None:
-        return Verdict(rollout.id, False, "cut off" if rollout.finish == "length" else "no answer", "", name)
-    outcome = outcomes[key]
-    assert outcome is not None, "every pair was decided, at sight or by a worker"
-    return Verdict(rollout.id, outcome[0], outcome[1], key[1][:LONGEST_ANSWER], name)
-
-
-def _start(memory_mib: int, seconds: float) -> _Worker:
+def _start(memory_mib: int, seconds: float, conventions: Conventions) -> _Worker:
     """A new worker, which is not ready yet. It imports from where we import, whatever put us there."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(memory_mib), str(seconds)],
+        [sys.executable, "-P", "-m", WORKER, str(memory_mib), str(seconds), json.dumps(asdict(conventions))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -218,13 +258,13 @@ def _start(memory_mib: int, seconds: float) -> _Worker:
     return _Worker(process, deadline=time.monotonic() + START_SECONDS)
 
 
-def _send(worker: _Worker, pair: tuple[str, str]) -> bool:
-    """Write a pair to an idle worker; False where it died while idle. Both answers are short: this cannot block."""
+def _send(worker: _Worker, pairs: Sequence[Pair]) -> bool:
+    """Write pairs to a worker; False where it has died."""
     assert worker.process.stdin is not None
     if worker.process.poll() is not None:
         return False
     try:
-        worker.process.stdin.write(json.dumps(pair).encode() + b"\n")
+        worker.process.stdin.write(b"".join(json.dumps(pair).encode() + b"\n" for pair in pairs))
     except BrokenPipeError:
         return False
     return True
@@ -240,25 +280,25 @@ def _speaking(workers: Sequence[_Worker]) -> list[_Worker]:
         return [key.data for key, _ in selector.select(max(patience, 0.0))]
 
 
-def _hear(worker: _Worker) -> list[Outcome | None]:
+def _hear(worker: _Worker) -> list[Said | None]:
     """The whole messages a worker has sent; None for the end of a worker that has died."""
     assert worker.process.stdout is not None
     heard = os.read(worker.process.stdout.fileno(), 1 << 16)
     if not heard:
         return [None]
     *lines, worker.unread = (worker.unread + heard).split(b"\n")
-    return [(right, reason) for right, reason in map(json.loads, lines)]
+    return [(right, reason, seconds) for right, reason, seconds in map(json.loads, lines)]
 
 
-def _expect_ready(worker: _Worker, said: Outcome | None, memory_mib: int) -> None:
+def _expect_ready(worker: _Worker, said: Said | None, memory_mib: int) -> None:
     """Take a worker's first message; None, or a worker that could not set itself up, is an error the user can mend."""
-    if said == (True, "ready"):
+    if said and said[1] == "ready":
         worker.ready = True
         return
     why = said[1] if said else f"it died with status {worker.process.wait()}"
     raise RunError(
         f"verify: a worker could not start ({why}). "
-        f"It needs math-verify and at most {memory_mib} MiB; install algorist again, or raise the memory limit."
+        f"It needs mpmath and at most {memory_mib} MiB; install algorist again, or raise the memory limit."
     )
 
 
@@ -276,39 +316,3 @@ def _stop_all(workers: list[_Worker], owner: int) -> None:
     """Stop all workers, unless we are a fork of the process that owns them."""
     while os.getpid() == owner and workers:
         _stop(workers.pop())
-
-
-def _serve(memory_mib: int, seconds: float) -> None:
-    """The life of a worker: limit itself, import, say so, then answer each line of stdin until there are no more."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a parser prints must not be taken for a reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the parent, which then kills us
-    try:
-        _limit_memory(memory_mib)
-        by_algebra(r"\frac{x+1}{2}", "0.5x+0.5")  # the first comparison loads grammars; it must not count
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent turns it into a RunError
-        replies.write(json.dumps([False, f"{type(error).__name__}: {error}"]).encode() + b"\n")
-        return
-    replies.write(json.dumps([True, "ready"]).encode() + b"\n")
-    for line in sys.stdin.buffer:
-        gold, answer = json.loads(line)
-        # Should the parent be killed while we hang, nobody else ends us. The default action works inside C code too.
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 10)
-        try:
-            outcome = by_algebra(gold, answer)
-        except Exception:  # noqa: BLE001 - a parser may raise anything; the verdict says so
-            outcome = _CRASHED
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        replies.write(json.dumps(outcome).encode() + b"\n")
-
-
-def _limit_memory(memory_mib: int) -> None:
-    """Cap this process's address space, where the system can (macOS cannot)."""
-    import resource
-
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mib << 20, memory_mib << 20))
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,284 @@
+r"""Compare: do two answers that have been read say the same? Lists, sets, tuples, equations, units, and at last values.
+
+The gold answer comes first everywhere, and the two are not symmetric: a candidate may give more digits than a rounded
+gold, but not fewer than were asked; a gold that cannot be computed leaves the question open, a candidate does not.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from algorist.verify.conventions import Conventions
+from algorist.verify.equations import same_equation, same_inequality
+from algorist.verify.identity import same_value
+from algorist.verify.matrices import computed
+from algorist.verify.nodes import Node, negative, substitute, symbols, walk
+from algorist.verify.regions import INEQUALITIES, is_region, region, same_region
+from algorist.verify.values import same_single
+
+_MOST_MEMBERS = 200
+_MOST_SIGNS = 4
+_COLLECTIONS = ("list", "set")
+
+
+class Contradiction(Exception):
+    """An answer that denies itself: 41 = 42."""
+
+
+def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    """Whether a candidate says what the gold answer says; None where that cannot be seen."""
+    if gold == candidate:
+        return True
+    regions = _regions(gold, candidate, conventions)
+    if regions is not None:
+        return regions
+    if _is_relation(gold) or _is_relation(candidate):
+        return _relations(gold, candidate, conventions)
+    gold, candidate = _members(gold), _members(candidate)
+    for one in (gold, candidate):
+        if one.kind in _COLLECTIONS and len(one.parts) > _MOST_MEMBERS:
+            return None
+    if gold.kind in _COLLECTIONS or candidate.kind in _COLLECTIONS:
+        return _collections(gold, candidate, conventions)
+    gold, candidate = computed(gold), computed(candidate)
+    if "matrix" in (gold.kind, candidate.kind) or "tuple" in (gold.kind, candidate.kind):
+        return _in_order(_entries(gold), _entries(candidate), conventions) if _same_shape(gold, candidate) else False
+    return same_single(gold, candidate, conventions)
+
+
+def _regions(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    """Sets of numbers as intervals; None where these are none."""
+    if not (is_region(gold) or is_region(candidate)):
+        return None
+    if not conventions.inequality_as_set and _is_inequality(gold) != _is_inequality(candidate):
+        return False
+    if gold.kind == candidate.kind == "relation" and symbols(gold) != symbols(candidate):
+        return None if len(symbols(gold)) > 1 or len(symbols(candidate)) > 1 else False
+    a, b = region(_without_name(gold)), region(_without_name(candidate))
+    if a is None or b is None:
+        return None
+    return same_region(a, b)
+
+
+def _without_name(node: Node) -> Node:
+    """The right side of D = (0, 1); everything else as it is."""
+    if node.kind == "relation" and node.value == ("=",) and _is_name(node.parts[0]):
+        return node.parts[1]
+    return node
+
+
+def _is_relation(node: Node) -> bool:
+    return node.kind == "relation"
+
+
+def _is_inequality(node: Node) -> bool:
+    return node.kind == "relation" and any(operator in INEQUALITIES for operator in node.value)
+
+
+def _is_name(node: Node) -> bool:
+    r"""Whether a side only names what the other side gives: x, a_3, f(x), AB, |AB|, P(A), \tan A."""
+    if node.kind in ("symbol", "indexed", "applied"):
+        return True
+    if node.kind == "function":
+        return node.value not in ("root", "det") and all(_is_name(part) for part in node.parts)
+    if node.kind in ("product", "ratio", "quotient", "tuple", "list"):
+        return all(_is_name(part) for part in node.parts)
+    return False
+
+
+def named(node: Node) -> tuple[Node | None, Node]:
+    r"""(name, value) of `x = 3`, `e^{i\pi} = -1`, `\frac{\sqrt3}{3} \approx 0.577`; (None, node) of other nodes.
+
+    Raises:
+        Contradiction where the sides are numbers that differ.
+    """
+    if node.kind != "relation" or not all(operator in ("=", r"\approx", r"\equiv") for operator in node.value):
+        return None, node
+    sides = [node.parts[0]]
+    for operator, side in zip(node.value, node.parts[1:], strict=True):
+        if operator == r"\approx" and not _is_name(sides[0]):
+            break
+        if operator == r"\approx" and len(sides) > 1:
+            break
+        sides.append(side)
+    name: Node | None = None
+    if len(sides) > 1 and _is_name(sides[0]) and not (_is_name(sides[-1]) and sides[0].kind == "ratio"):
+        name, sides = sides[0], sides[1:]
+    elif len(sides) > 1 and _is_name(sides[-1]):
+        name, sides = sides[-1], sides[:-1]
+    if len(sides) == 1:
+        return name, sides[0]
+    return _chain(name, sides, node)
+
+
+def _chain(name: Node | None, sides: list[Node], node: Node) -> tuple[Node | None, Node]:
+    """What several sides that are no names come to, if they are one value: 3 + 4 = 7."""
+    for left, right in pairwise(sides):
+        agree = None if any(part.kind == "unread" for part in walk(left)) else same_value(left, right)
+        if agree is False:
+            if symbols(left) or symbols(right):
+                return None, node  # an equation that says something: 2x + z = 1
+            raise Contradiction
+    return name, sides[-1]
+
+
+def _relations(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    """At least one side is an equation, or an inequality in several variables."""
+    name, value = named(gold)
+    other, answer = named(candidate)
+    if gold.kind == candidate.kind == "relation":
+        if _is_inequality(gold) or _is_inequality(candidate):
+            return same_inequality(gold, candidate)
+        if name is not None and other is not None:
+            renamed = _renamed(name, other, answer)
+            verdict = None if renamed is None else same(value, renamed, conventions)
+            if verdict or (verdict is not None and value.kind in ("tuple", "matrix", *_COLLECTIONS)):
+                return verdict
+        if gold.value == candidate.value == ("=",):
+            return same_equation(gold, candidate)
+        if name is None and value.kind == "relation":
+            return False
+    if value.kind == "relation" or answer.kind == "relation":
+        return False
+    if not conventions.names and (name is None) != (other is None):
+        return False
+    return same(value, answer, conventions)
+
+
+def _renamed(name: Node, other: Node, answer: Node) -> Node | None:
+    """The candidate's value in the gold's variables, where both define the same: f(t) = t + 1 for f(x) = x + 1."""
+    if name == other:
+        return answer
+    if name.kind == other.kind == "applied" and name.value == other.value and len(name.parts) == len(other.parts):
+        for ours, theirs in zip(name.parts, other.parts, strict=True):
+            if ours.kind != "symbol" or theirs.kind != "symbol":
+                return None
+            answer = substitute(answer, theirs.value, ours)
+        return answer
+    functions = name.kind in ("applied", "product") and other.kind in ("applied", "product")
+    if functions and name.parts[0] == other.parts[0] and len(name.parts) == len(other.parts) == 2:
+        ours, theirs = name.parts[1], other.parts[1]
+        if ours.kind == theirs.kind == "symbol":
+            return substitute(answer, theirs.value, ours)
+    return answer if {name.kind, other.kind} == {"applied", "symbol"} else None
+
+
+def _members(node: Node) -> Node:
+    """Both values of what holds a plus-minus sign, as a list; the only member of a list or set of one."""
+    if node.kind in _COLLECTIONS and len(node.parts) == 1:
+        return node.parts[0]
+    if node.kind in (*_COLLECTIONS, "tuple", "relation", "matrix"):
+        if node.kind in _COLLECTIONS and any(_signs(part) for part in node.parts):
+            found = [_members(part) for part in node.parts]
+            return node._replace(parts=tuple(m for one in found for m in (one.parts if one.kind == "list" else (one,))))
+        return node
+    signs = _signs(node)
+    if not signs or signs > _MOST_SIGNS:
+        return node
+    return Node("list", (_signed(node, 1), _signed(node, -1)))
+
+
+def _signs(node: Node) -> int:
+    return sum(part.kind == "either" for part in walk(node))
+
+
+def _signed(node: Node, sign: int) -> Node:
+    """The node with every plus-minus sign read as the upper or the lower one."""
+    parts = tuple(_signed(part, sign) for part in node.parts)
+    if node.kind == "either":
+        return parts[0] if (node.value == "+") == (sign > 0) else negative(parts[0])
+    return node._replace(parts=parts)
+
+
+def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    """Lists and sets. What has names is matched by name, what has none by value, in order where one side is ordered."""
+    ours, theirs = _without_conditions(gold), _without_conditions(candidate)
+    if len(ours) == len(theirs) == 1:
+        return same(ours[0], theirs[0], conventions)
+    mine, yours = [named(part) for part in ours], [named(part) for part in theirs]
+    names = [[name for name, _ in side if name is not None] for side in (mine, yours)]
+    several = [len(set(side)) > 1 and len(side) == len(whole) for side, whole in zip(names, (mine, yours), strict=True)]
+    if all(several) and set(names[0]) == set(names[1]) and len(names[0]) == len(set(names[0])):
+        given = {name: value for name, value in yours}
+        return _all_of(same(value, given[name], conventions) for name, value in mine)
+    values = [value for _, value in mine], [value for _, value in yours]
+    ordered = "tuple" in (gold.kind, candidate.kind) or any(several) or conventions.ordered_lists
+    if {gold.kind, candidate.kind} == {"tuple", "set"}:
+        if not conventions.tuple_as_set:
+            return False
+        ordered = False
+    if gold.kind == "matrix" or candidate.kind == "matrix":
+        values, ordered = (_entries(gold) or values[0], _entries(candidate) or values[1]), True
+    elif "tuple" in (gold.kind, candidate.kind):
+        values = (_entries(gold) or values[0], _entries(candidate) or values[1])
+    return _in_order(*values, conventions) if ordered else _in_any_order(*values, conventions)
+
+
+def _without_conditions(node: Node) -> list[Node]:
+    """The members of a collection without `k \\in \\mathbb{Z}`, which only says what k is."""
+    if node.kind not in _COLLECTIONS:
+        return [node]
+    rest = [part for part in node.parts if not (part.kind == "relation" and part.parts[-1].kind == "numbers")]
+    return rest or list(node.parts)
+
+
+def _in_order(gold: list[Node], candidate: list[Node], conventions: Conventions) -> bool | None:
+    if len(gold) != len(candidate):
+        return False
+    return _all_of(same(a, b, conventions) for a, b in zip(gold, candidate, strict=True))
+
+
+def _in_any_order(gold: list[Node], candidate: list[Node], conventions: Conventions) -> bool | None:
+    """As sets: every gold member is met by one of the candidate's, and no other is left over."""
+    gold, left = _once(gold, conventions), _once(candidate, conventions)
+    if len(gold) != len(left):
+        return False
+    for member in gold:
+        found = next((place for place, other in enumerate(left) if same(member, other, conventions)), None)
+        if found is None:
+            return None if any(same(member, other, conventions) is None for other in left) else False
+        left.pop(found)
+    return True
+
+
+def _once(members: list[Node], conventions: Conventions) -> list[Node]:
+    found: list[Node] = []
+    for member in members:
+        if not any(member == other for other in found):
+            found.append(member)
+    if len(found) <= 12:  # comparing all with all is worth it for short lists only
+        found = [
+            one for place, one in enumerate(found) if not any(same(other, one, conventions) for other in found[:place])
+        ]
+    return found
+
+
+def _all_of(verdicts: object) -> bool | None:
+    """False as soon as one is, None if one is open, else True."""
+    open_ = False
+    for verdict in verdicts:  # type: ignore[attr-defined]
+        if verdict is False:
+            return False
+        open_ = open_ or verdict is None
+    return None if open_ else True
+
+
+def _entries(node: Node) -> list[Node]:
+    """The entries of a tuple, or of a matrix row by row."""
+    if node.kind == "matrix":
+        return [entry for row in node.parts for entry in row.parts]
+    return list(node.parts) if node.kind == "tuple" else []
+
+
+def _same_shape(gold: Node, candidate: Node) -> bool:
+    """Tuples of the same brackets, matrices of the same size; a vector may be written either way."""
+    kinds = gold.kind, candidate.kind
+    if kinds == ("tuple", "tuple"):
+        return gold.value == candidate.value or len(gold.parts) > 2
+    if kinds == ("matrix", "matrix"):
+        sizes = [(len(node.parts), len(node.parts[0].parts)) for node in (gold, candidate)]
+        return sizes[0] == sizes[1] or (1 in sizes[0] and sizes[0] == sizes[1][::-1])
+    if set(kinds) == {"tuple", "matrix"}:
+        matrix = gold if gold.kind == "matrix" else candidate
+        return len(matrix.parts) == 1 or all(len(row.parts) == 1 for row in matrix.parts)
+    return False
