@@ -51,6 +51,7 @@ SEVERAL_BOXES = [
     (r"\boxed{9} \boxed{9} \boxed{9} \boxed{42}", "42"),
     (r"Step 1 gives \boxed{1}. Step 2 gives \boxed{2}.", "2"),
     (r"\boxed{5} = \boxed{x}", "x"),
+    (r"It is \boxed{1}. Or \boxed{2}.", "2"),
     (r"\boxed{2}x + \boxed{3}", "3"),
     ("\\boxed{1}\n\nSecond case \\boxed{2}", "2"),
     (r"\boxed{1}, no, \boxed{2}", "2"),
@@ -62,6 +63,7 @@ TAGGED = [
     (r"<answer>it is \boxed{84}</answer>", "84"),
     (r"\boxed{3} <answer>The answer is $4$.</answer>", "4"),
     ("<answer></answer><answer>5</answer>", "5"),
+    ("I put it into <answer> tags: <answer>5</answer>", "5"),
     ("<think><answer>3</answer></think><answer>4</answer>", "4"),
 ]
 THOUGHTS = [
@@ -83,6 +85,7 @@ THOUGHTS = [
     (r"so <think> \boxed{3}</think> It is clear.", "", "thought only"),
     (r"<think>The answer is 3.</think>", "", "thought only"),
     (r"\boxed{3} is what I thought</think> It is clear.", "", "thought only"),
+    (r"\boxed{3} <think>hm</think> I go on</think> It is clear.", "", "thought only"),
     (r"<|channel|>analysis<|message|>\boxed{1}<|end|>", "", "unfinished thought"),
     (r"<think>it must be \boxed{3}, wait", "", "unfinished thought"),
     (r"<think>hm</think> <think>\boxed{3}", "", "unfinished thought"),
@@ -102,7 +105,7 @@ PHRASES = [
     (r"It is \boxed{255} so far. Final Answer: The final answer is $10,455$. I hope it is correct.", "10,455"),
     ("A: 18<|im_end|>\n</s>", "18"),
     ("The answer is 18<|im_end|><|im_start|>user", "18"),
-    ("The answer is $a. b$ here.", "$a. b$ here"),
+    ("The answer is $a. b$.", "a. b"),
     ("The answer is 90 degrees.", "90 degrees"),
     ("The answer is 42 because geometry proves it", "42"),
     ("**Final Answer**\n\n$$x^2$$", "x^2"),
@@ -135,7 +138,7 @@ CONCLUSIONS = [
     ("There were 9. Therefore, there are 12 distinct sequences that meet the three conditions.", "12"),
     ("It is 5. So, in conclusion, the 8th grade should have 10 representatives.", "10"),
     (r"In conclusion, we have that:" + "\n\n" + r"$$\tan A = 2$$", r"\tan A = 2"),
-    (r"So \[x = 2.\] Therefore, it increases by 100%.", "100%"),
+    (r"It is \[x = 2.\] So it increases by 100%.", "100%"),
     ("Add 3 and 6. Counting these, there are 9 elements.\n\nI think that's the answer.", "9"),
     ("Some work. Therefore x = 3 or x = 5.", "x = 3 or x = 5"),
     ("So, yes, the ratio is indeed 150/200, which simplifies to 3/4.", "3/4"),
@@ -148,7 +151,17 @@ CONCLUSIONS = [
     ("Donc, le nombre de pommes est 12.", "12"),
     ("Por lo tanto, el resultado es 12.", "12"),
 ]
-BARE = ["42", "x = 3", "$10^3$", "3+2", "[0,1]", "[2, 5)", "Monday", r"$\frac{\frac{1}{2}}{\frac{3}{4}} = \frac{2}{3}$"]
+BARE = [
+    "42",
+    "x = 3",
+    "$10^3$",
+    "3+2",
+    "[0,1]",
+    "[2, 5)",
+    "Monday",
+    "(D)",
+    r"$\frac{\frac{1}{2}}{\frac{3}{4}} = \frac{2}{3}$",
+]
 NOTHING = [
     "",
     " ",
@@ -166,6 +179,7 @@ NOTHING = [
     "The answer is not 5.",
     "I hope the answer is correct.",
     "We express the answer in that form even if c = 0.",
+    "We give the answer for what happens if c is 5.",
     r"Therefore, the sum is \( 3 +",
     "Add 3 and 6. So there are 12",
     "The answer is 3." + " wait" * CLOSING,
@@ -287,4 +301,4 @@ def test_real_rollouts_hold_the_answers_a_grader_found() -> None:
     lines_of_gsm8k = [row for row in rollouts if row["label_source"].startswith("upstream")]
     assert sum(extract(row["completion"]).found == "phrase" for row in lines_of_gsm8k) == 3275
     right = [row for row in lines_of_gsm8k if row["correct"]]
-    assert all(extract(row["completion"]).answer == row["gold"] for row in right)
+    assert all(extract(row["completion"]).answer.replace(",", "") == row["gold"] for row in right)

@@ -79,6 +79,9 @@ def _is_name(node: Node) -> bool:
     r"""Whether a side only names what the other side gives: x, a_3, f(x), AB, |AB|, P(A), \tan A."""
     if node.kind in ("symbol", "indexed", "applied"):
         return True
+    if node.kind == "function" and node.value == "abs":  # |AB| is a length, |x| = 3 an equation
+        inner = node.parts[0]
+        return inner.kind == "product" and all(part.kind == "symbol" and part.value.isupper() for part in inner.parts)
     if node.kind == "function":
         return node.value not in ("root", "det") and all(_is_name(part) for part in node.parts)
     if node.kind in ("product", "ratio", "quotient", "tuple", "list"):
@@ -112,7 +115,9 @@ def named(node: Node) -> tuple[Node | None, Node]:
 
 
 def _chain(name: Node | None, sides: list[Node], node: Node) -> tuple[Node | None, Node]:
-    """What several sides that are no names come to, if they are one value: 3 + 4 = 7."""
+    """What several sides that are no names come to, if they are one value: 3 + 4 = 7, a + b = 3 + 4 = 7."""
+    if len(sides) > 2 and symbols(sides[0]) and not any(symbols(side) for side in sides[1:]):
+        sides = sides[1:]
     for left, right in pairwise(sides):
         agree = None if any(part.kind == "unread" for part in walk(left)) else same_value(left, right)
         if agree is False:
@@ -149,7 +154,12 @@ def _renamed(name: Node, other: Node, answer: Node) -> Node | None:
     """The candidate's value in the gold's variables, where both define the same: f(t) = t + 1 for f(x) = x + 1."""
     if name == other:
         return answer
-    if name.kind == other.kind == "applied" and name.value == other.value and len(name.parts) == len(other.parts):
+    if (
+        name.kind == other.kind
+        and name.kind in ("applied", "indexed")
+        and name.value == other.value
+        and len(name.parts) == len(other.parts)
+    ):
         for ours, theirs in zip(name.parts, other.parts, strict=True):
             if ours.kind != "symbol" or theirs.kind != "symbol":
                 return None
@@ -194,7 +204,7 @@ def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool 
     """Lists and sets. What has names is matched by name, what has none by value, in order where one side is ordered."""
     ours, theirs = _without_conditions(gold), _without_conditions(candidate)
     if len(ours) == len(theirs) == 1:
-        return same(ours[0], theirs[0], conventions)
+        return same(ours[0], _with_parameter(ours[0], theirs[0]), conventions)
     mine, yours = [named(part) for part in ours], [named(part) for part in theirs]
     names = [[name for name, _ in side if name is not None] for side in (mine, yours)]
     several = [len(set(side)) > 1 and len(side) == len(whole) for side, whole in zip(names, (mine, yours), strict=True)]
@@ -203,15 +213,27 @@ def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool 
         return _all_of(same(value, given[name], conventions) for name, value in mine)
     values = [value for _, value in mine], [value for _, value in yours]
     ordered = "tuple" in (gold.kind, candidate.kind) or any(several) or conventions.ordered_lists
+    if any(node.kind == "tuple" and node.value == "[]" and len(node.parts) == 2 for node in (gold, candidate)):
+        return False  # [1, 2] is an interval
     if {gold.kind, candidate.kind} == {"tuple", "set"}:
         if not conventions.tuple_as_set:
             return False
         ordered = False
-    if gold.kind == "matrix" or candidate.kind == "matrix":
+    if "matrix" in (gold.kind, candidate.kind):
+        if not any(_is_vector(node) for node in (gold, candidate)):
+            return False
         values, ordered = (_entries(gold) or values[0], _entries(candidate) or values[1]), True
     elif "tuple" in (gold.kind, candidate.kind):
         values = (_entries(gold) or values[0], _entries(candidate) or values[1])
     return _in_order(*values, conventions) if ordered else _in_any_order(*values, conventions)
+
+
+def _with_parameter(gold: Node, candidate: Node) -> Node:
+    """The candidate with its whole-number parameter called as the gold's is: pi/4 + n pi for pi/4 + k pi."""
+    ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
+    if len(ours) == len(theirs) == 1 and ours | theirs <= frozenset("klmnt"):
+        return substitute(candidate, next(iter(theirs)), Node("symbol", (), next(iter(ours))))
+    return candidate
 
 
 def _without_conditions(node: Node) -> list[Node]:
@@ -279,6 +301,9 @@ def _same_shape(gold: Node, candidate: Node) -> bool:
         sizes = [(len(node.parts), len(node.parts[0].parts)) for node in (gold, candidate)]
         return sizes[0] == sizes[1] or (1 in sizes[0] and sizes[0] == sizes[1][::-1])
     if set(kinds) == {"tuple", "matrix"}:
-        matrix = gold if gold.kind == "matrix" else candidate
-        return len(matrix.parts) == 1 or all(len(row.parts) == 1 for row in matrix.parts)
+        return any(_is_vector(node) for node in (gold, candidate))
     return False
+
+
+def _is_vector(node: Node) -> bool:
+    return node.kind == "matrix" and (len(node.parts) == 1 or all(len(row.parts) == 1 for row in node.parts))

@@ -40,10 +40,11 @@ _NUMBER = re.compile(
 _GROUPED = re.compile(r"\d,\d{3}(?!\d)")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
 _OPTION = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s*)?\(?([A-Ja-j])(?:\)[.:]?|[.:](?=\s|$)|$)\s*(.*)",
+    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[\\_:\s]*)?"
+    r"\(?([A-Ja-j])(?:\)[.:]?|[.:](?=\s|$)|$)\s*(.*)",
     re.DOTALL | re.IGNORECASE,
 )
-_OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|and|&)?\s*\(?[A-J]\)?)+")
+_OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|and|or|&)*\s*\(?[A-J]\)?)*")
 _WORDS, _A_WORD = re.compile(r"[^\W_][\w ',:-]*"), re.compile(r"[^\W\d_]{4}")
 _STYLES = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathsf|mbox|boxed)\s*\{([^{}]*)\}|\*\*|\$|\\[()\[\]]")
 
@@ -134,11 +135,16 @@ def _options(gold: str, candidate: str, conventions: Conventions) -> Outcome | N
         conflict = None not in texts and texts[0] != texts[1]  # B) 600 and B) 6000
         return EQUAL if own[1] == other[1].upper() and not conflict else DIFFERENT
     if own and own[1].isupper() and own[2]:
-        return equal(own[2], theirs, conventions)
+        return _beyond_options(own[2], theirs, conventions)
     if other and other[1].isupper() and other[2] and not own:
-        inner = equal(ours, other[2], conventions)
+        inner = _beyond_options(ours, other[2], conventions)
         return inner if inner[0] else None
     return None
+
+
+def _beyond_options(gold: str, candidate: str, conventions: Conventions) -> Outcome:
+    """As `equal`, but no letter in front is taken off again."""
+    return at_sight(gold, candidate, conventions) or _mathematics(gold, candidate, conventions)
 
 
 def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome:
@@ -148,7 +154,8 @@ def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome
         inner = answer_in(gold).answer
         if inner and inner != gold:
             return equal(inner, candidate, conventions)
-    if not golds or (golds[0].kind == "text" and len(golds[0].value.split()) > PROSE):
+    prose = len(re.findall(r"[^\W\d_]{2,}", gold)) > PROSE
+    if not golds or (prose and golds[0].kind in ("text", "unit")):
         return None, "gold unreadable"
     candidates = readings(candidate)
     if conventions.decimal_comma and "." in gold + candidate:

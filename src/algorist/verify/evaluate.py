@@ -38,7 +38,10 @@ class Digits:
 
     def __init__(self, digits: int = 15) -> None:
         self.digits = digits
-        self.cancelled = False  # whether a sum lost digits since this was last set to False
+        # What has happened since these were last set: a sum lost digits; a root or logarithm of reals was complex.
+        self.cancelled = self.left_reals = False
+        # Binary places by which a term was too small for the digits of its sum, the most extreme of all; 0 for none.
+        self.absorbed = 0.0
         self._functions = _machine() if digits == 15 else _functions_of(_context(digits))
         self._context = None if digits == 15 else _context(digits)
         self._left = STEPS
@@ -85,20 +88,18 @@ class Digits:
             return self._series(node, point)
         parts = [self._value(part, point) for part in node.parts]
         if kind == "sum":
-            found = sum(parts)
-            if abs(found) < 1e-6 * max(map(abs, parts)):
-                self.cancelled = True
-            return found
+            return self._sum(parts)
         if kind == "product":
             return functools.reduce(lambda left, right: left * right, parts)
         if kind == "quotient":
             return parts[0] / parts[1]
-        if kind == "power":
-            return self._power(*parts)
+        if kind in ("power", "function"):
+            found = self._power(*parts) if kind == "power" else self._apply(node.value, parts)
+            if isinstance(found, complex) and not any(isinstance(part, complex) for part in parts):
+                self.left_reals = True
+            return found
         if kind == "negative":
             return -parts[0]
-        if kind == "function":
-            return self._apply(node.value, parts)
         if kind in ("applied", "indexed"):
             return self._any_function(f"{kind} {node.value}", parts)
         if kind == "degrees":
@@ -108,6 +109,17 @@ class Digits:
         if kind == "unit":
             return parts[0]
         raise Unknown
+
+    def _sum(self, parts: list[Value]) -> Value:
+        found = sum(parts)
+        sizes = [abs(part) for part in parts if part]
+        if sizes and abs(found) < 1e-6 * max(sizes):
+            self.cancelled = True
+        if self._context is not None and sizes:
+            places = float(self._context.mag(min(sizes)) - self._context.mag(max(sizes)))
+            if places < -3.32 * (self.digits - 8):
+                self.absorbed = min(self.absorbed, places)
+        return found
 
     def _power(self, base: Value, exponent: Value) -> Value:
         if base == 0:

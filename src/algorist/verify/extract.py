@@ -42,7 +42,7 @@ _RUN_ON = ("\n\nProblem:", "\n\nQuestion:", "\n\nQ:")  # the next task of a base
 _TURN_ENDS = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|return|>", "<|end|>"]
 _TURN_ENDS += ["<|end_of_solution|>", "</s>", "<end_of_turn>", "<eos>", "<｜end▁of▁sentence｜>"]
 _FIRST_TOKENS = re.compile(r"(?:\s*<\|\w{1,40}\|>(?:assistant\b)?)+")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG, _TAG_END = "<answer>", "</answer>"
 # A second backslash is what a response looks like that was escaped once too often on its way here, a backspace
 # what it looks like that was not escaped at all.
 _BOX_WORDS = ("oxed", "\\fbox", "\\framebox")
@@ -102,7 +102,8 @@ def extract(text: str) -> Extraction:
     spoken, thoughts, unfinished = split_thoughts(text)
     for part in reversed(spoken[-3:]):
         extraction = _read(part)
-        if extraction.answer or extraction.found == "too many boxes":
+        # A few words before a thought are not the whole text.
+        if extraction.found != "no answer" and (extraction.found != "bare" or part is spoken[-1]):
             return extraction
     if unfinished:
         return Extraction("", "unfinished thought")
@@ -161,11 +162,12 @@ def _read(text: str) -> Extraction:
 
 def _marked(text: str) -> Extraction | None:
     """The answer in a tag or a box; None when the text has neither."""
-    if "<" in text and ("<answer>" in text or "<ANSWER>" in text):
-        for tag in _TAG.finditer(text):
-            inside = answer_in(tag.group(1))
-            if inside.answer:
-                return Extraction(inside.answer, "tagged")
+    tag = text.find(_TAG) if "<" in text else -1
+    while tag >= 0 and (end := text.find(_TAG_END, tag)) >= 0:
+        inside = answer_in(text[text.rfind(_TAG, tag, end) + len(_TAG) : end])
+        if inside.answer:
+            return Extraction(inside.answer, "tagged")
+        tag = text.find(_TAG, end)
     boxes, different = last_boxes(text)
     if not boxes:
         return None
@@ -216,6 +218,7 @@ def split_thoughts(text: str) -> tuple[list[str], list[str], bool]:
             part = text[position:end]
             position = end + len(closing_of[tag])
         else:  # all that was said so far was one too: only the first thought can be opened by a template
+            part = "".join([*spoken, part])
             spoken.clear()
         thoughts.append(part)
         at = {one: text.find(one, position) if place < position else place for one, place in at.items()}

@@ -26,7 +26,7 @@ def verify_file(pairs: Path | None, out: Path | None, overrides: Sequence[str], 
     Raises:
         RecipeError for a missing file or an override that is no setting of [verify], RecordError for a bad line.
     """
-    settings = recipes.defaults({"verify": (pool.Settings, Conventions)}, overrides)
+    settings = recipes.read(None, {"verify": (pool.Settings, Conventions)}, overrides)
     limits = settings.of("verify", pool.Settings)
     found: Counter[str] = Counter()
     slowest = 0.0

@@ -36,6 +36,8 @@ from algorist.records import Problem, Verdict, content_id
 from algorist.verify.equal import LONGEST_ANSWER
 from algorist.verify.extract import split_thoughts
 
+CACHE = "judge.jsonl"  # in the folder of a run: what the judge said, outlives the verdicts that are made with it
+RULES = "rules"  # in the folder of verdicts that a judge has seen: what the rules had said
 LONGEST_STATEMENT = 8_000  # characters of a problem that the judge is shown
 KEPT_WORDS = 4_000  # characters, from the end, that are kept of what the judge said
 TEMPERATURE, SEED = 0.0, 0  # how a judge is asked, always: the same question has the same answer
@@ -172,9 +174,19 @@ def disagreements(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if verdict.reason == CONFLICT]
 
 
+def contested(verdict: Verdict) -> bool:
+    """Wrong by the rules alone: the judge, though asked, did not say so too. Nothing to teach as wrong."""
+    return verdict.right is False and (verdict.reason == CONFLICT or verdict.reason.startswith(UNDECIDED))
+
+
+def saw(verdict: Verdict) -> bool:
+    """Whether a judge was asked about this verdict."""
+    return _MARK in verdict.verifier
+
+
 def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many verdicts the judge saw ("asked"), and what it said: equal, different, undecided; and conflicts."""
-    seen = [verdict for verdict in verdicts if _MARK in verdict.verifier]
+    seen = [verdict for verdict in verdicts if saw(verdict)]
     counts: Counter[str] = Counter({"asked": len(seen), "equal": 0, "different": 0, "undecided": 0, "conflicts": 0})
     for verdict in seen:
         same = verdict.reason in (JUDGED_EQUAL, CONFLICT)
@@ -223,7 +235,7 @@ def _question_of(verdict: Verdict, problems: Mapping[str, Problem], settings: Se
     """What to ask about a verdict, None where the judge does not see it."""
     undecided = verdict.right is None and "undecided" in settings.of
     rejected = verdict.right is False and verdict.reason.startswith(_REJECTED) and "rejected" in settings.of
-    if not (undecided or rejected) or not verdict.extracted.strip() or _MARK in verdict.verifier:
+    if not (undecided or rejected) or not verdict.extracted.strip() or saw(verdict):
         return None
     problem = problems.get(verdict.rollout_id)
     if problem is None:

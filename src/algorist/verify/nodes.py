@@ -19,6 +19,7 @@ Kinds, with what `parts` and `value` hold:
     tuple       parts: members, value: its two brackets
     set, list, union, intersection, difference, matrix (of row tuples), builder (variable, condition)
     time        value: (hours of 24, minutes)
+    date        value: (year or 0, month, day)
     text        value: normalised words
 """
 

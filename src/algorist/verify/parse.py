@@ -142,6 +142,8 @@ class Expression(Cursor):
             index = symbol(" ".join(token.text for token in self._tokens[start + 1 : self._at - 1]))
         if found.kind == "number" and index.kind == "number" and before.isdigit():
             return Node("based", (), (before, int(index.value)))
+        if found.kind == "symbol" and index.kind == "number":
+            return symbol(f"{found.value}_{index.value}")
         if found.kind != "symbol":
             raise Unreadable("an index stands behind no name")
         if self._sees("(") and found.value in _UNKNOWN_FUNCTIONS:

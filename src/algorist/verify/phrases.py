@@ -38,7 +38,7 @@ _REVERSED = re.compile(
 _STRONG = re.compile(r"\bfinal answers?\b|最终答案|réponse finale|respuesta final|risposta finale|resposta final", re.I)
 _MARKER = re.compile(
     r"\b(?:therefore|thus|hence|so|consequently|conclu\w+|in summary|in total|final(?:ly)?|overall|which is|"
-    r"we (?:find|get|have|obtain)|confident that|answer|(?:the|this|correct) (?:final )?(?:results?|solutions?)|"
+    r"we (?:find|get|have|obtain)|confident that|(?:the|this|correct) (?:final )?(?:results?|solutions?)|"
     r"value of|donc|ainsi|folglich|somit|daher|por lo tanto|por tanto|así que|portanto|logo|quindi|pertanto|dunque|"
     r"следовательно|значит|więc|zatem)\b|^\s*also\b|∴|\\therefore|"
     r"最后|最终|因此|所以|结论|综上|よって|したがって|따라서|لذا|لذلك|إذن",
@@ -150,7 +150,7 @@ def declared_value(rest: str) -> str:
     if spans and spans[0].start == 0 and (rest.startswith(("$$", "\\["))):
         return spans[0].inner
     end = next((m.start() for m in _SENTENCE_END.finditer(rest) if not _inside(m.start(), spans)), len(rest))
-    said = rest[:end].strip(_MARKUP + '"“”')
+    said = re.sub(r"(?:です|である|입니다|이다)$", "", rest[:end]).strip(_MARKUP + '"“”')
     if not said or len(said) > LONGEST_VALUE or _is_torn(said) or _REFUSED.match(said):
         return ""
     choice = _CHOICE.match(said)
@@ -166,8 +166,6 @@ def reduced(said: str) -> str:
     spans = formulas(said)
     words = _WORD.findall(_prose(said))
     if not spans and not _NUMBER.search(said) and not _VERB.search(said):
-        for ending in ("です", "입니다", "だ", "이다"):
-            said = said.removesuffix(ending)
         return said if len(words) <= 8 else ""
     if (_starts_with_value(said) or _RANGE.search(said)) and len(words) <= 6 and not _VERB.search(_prose(said)):
         return undelimited(said)
@@ -180,7 +178,7 @@ def concluded(text: str, *, affirmed: bool = False) -> str:
     `affirmed`: the sentence was followed by one that calls it the answer, which is as good as a "therefore".
     """
     sentence, complete = last_sentence(text[-LONGEST_SENTENCE:])
-    if _is_torn(sentence):
+    if _is_torn(sentence) or (not complete and re.search(r"\bthere (?:is|are)\b", sentence)):
         return ""
     # `The area is 30.` concludes where it is all that is said, or is said in bold.
     alone = sentence.startswith("**The ") or (len(sentence) == len(text.strip()) and sentence.startswith("The "))
@@ -220,12 +218,12 @@ def last_sentence(text: str) -> tuple[str, bool]:
 
 def is_bare(text: str) -> bool:
     """Whether a whole text is nothing but an answer: `42`, `x = 3`, `$10^3$`, `Monday`; not `just 42`."""
-    if len(text) > 200 or "\n" in text or not text or text[-1] == "?":
+    if len(text) > 200 or not text or text[-1] == "?" or "\n" in text or "oxed" in text:
         return False
     spans = formulas(text)
     words = len(_WORD.findall(_prose(text)))
     if not spans and not re.search(r"[\d=\\]", text):
-        return 0 < words <= 2 or len(text) == 1
+        return not _VERB.search(text) and (0 < words <= 2 or bool(re.fullmatch(r"\W*[A-Za-z]\W*", text)))
     opened = _OPENERS.match(text) or not _starts_with_value(text) or _VERB.search(_prose(text))
     return words <= 3 and not opened
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
+import select
 import subprocess
 import sys
 import threading
@@ -272,12 +272,12 @@ def _send(worker: _Worker, pairs: Sequence[Pair]) -> bool:
 
 def _speaking(workers: Sequence[_Worker]) -> list[_Worker]:
     """The workers with something to read, an end of file included, waiting for the first or the nearest deadline."""
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            assert worker.process.stdout is not None
-            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-        patience = min((worker.deadline for worker in workers), default=0.0) - time.monotonic()
-        return [key.data for key, _ in selector.select(max(patience, 0.0))]
+    by_file = {worker.process.stdout.fileno(): worker for worker in workers if worker.process.stdout}
+    poll = select.poll()
+    for file in by_file:
+        poll.register(file, select.POLLIN)
+    patience = min((worker.deadline for worker in workers), default=0.0) - time.monotonic()
+    return [by_file[file] for file, _ in poll.poll(max(patience, 0.0) * 1_000)]
 
 
 def _hear(worker: _Worker) -> list[Said | None]:

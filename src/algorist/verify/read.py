@@ -27,6 +27,13 @@ _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", 
 }
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{?(\d+)\}?|\((\d+)\)(?!\s*[\d(]))")
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?[\s~]*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\}?")
+_SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_TO = re.compile(r"(\d+)\s+to\s+(\d+)")
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
+_DAY_OF_MONTH = re.compile(
+    r"(?:(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?)?([A-Z][a-z]{2,8})\.?(?:\s+(\d{1,2})(?:st|nd|rd|th)?)?(?:,?\s+(\d{4}))?"
+)
+_ISO_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
 _LETTERED_BASE = re.compile(r"[({]?(?:\\(?:text|mathrm)\{)?([0-9A-Z]*[A-Z][0-9A-Z]*)\}?\)?_\{?(?:\\text\{)?(\d+)\}*")
 
 
@@ -42,6 +49,10 @@ def read(text: str, *, thousands: bool = True) -> Node:
     if time := _TIME.fullmatch(text):
         half = 12 if time[3].lower() == "p" else 0
         return Node("time", (), (int(time[1]) % 12 + half, int(time[2] or 0)))
+    if ratio := _TO.fullmatch(text):
+        text = f"{ratio[1]}:{ratio[2]}"
+    if date := _date(text):
+        return Node("date", (), date)
     lettered = _LETTERED_BASE.fullmatch(text.strip("$ "))
     if lettered and int(lettered[2]) > 10:
         return Node("based", (), (lettered[1], int(lettered[2])))
@@ -56,6 +67,16 @@ def read(text: str, *, thousands: bool = True) -> Node:
         found = _turned(found)  # ]0, 1[ is how the open interval is written in France
         match = pairs(found)
     return _Answer(found, match).answer(0, len(found))
+
+
+def _date(text: str) -> tuple[int, int, int] | None:
+    """(year or 0, month, day) of March 5, 2020, of 5 March and of 2020-03-05."""
+    if iso := _ISO_DATE.fullmatch(text):
+        return int(iso[1]), int(iso[2]), int(iso[3])
+    match = _DAY_OF_MONTH.fullmatch(text)
+    if match is None or (match[1] is None) == (match[3] is None) or match[2][:3].lower() not in _MONTHS.split():
+        return None
+    return int(match[4] or 0), _MONTHS.split().index(match[2][:3].lower()) + 1, int(match[1] or match[3])
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -138,8 +159,13 @@ class _Answer:
 
     def _words(self, start: int, end: int) -> Node:
         text = " ".join(token.text for token in self._tokens[start:end])
-        value = spelled_number(text.replace(" - ", "-"))
-        return number(value) if value is not None else Node("text", (), words_of(text))
+        words = text.replace(" - ", "-").split()
+        for count in range(len(words), 0, -1):  # three boxes contain nothing
+            value = spelled_number(" ".join(words[:count]))
+            if value is not None:
+                rest = " ".join(words[count:])
+                return _with_unit(number(value), rest) if rest else number(value)
+        return Node("text", (), words_of(text))
 
     def _measured(self, start: int, end: int) -> Node:
         """A value and its unit; or several that add up, as in 2 hours 30 minutes."""
@@ -186,7 +212,7 @@ class _Answer:
         sides = list(self._split(start, end, _RELATIONS))
         operators = tuple(self._tokens[at].text for at in self._top(start, end) if self._tokens[at].text in _RELATIONS)
         if len(operators) and len(operators) == len(sides):  # "= 5": the left side is the question's
-            if self._tokens[start].text in _RELATIONS:
+            if self._tokens[start].text in ("=", r"\approx"):
                 return self._relation(sides[0][0], end)
             raise Unreadable("a relation has no right side")
         if len(sides) == 1 and not operators:
@@ -285,7 +311,7 @@ def _with_unit(value: Node, words: str) -> Node:
         return Node("percent", (value,))
     if words in ("degrees", "degree", "deg"):
         return Node("degrees", (value,))
-    for scale, size in (("thousand", 10**3), ("million", 10**6), ("billion", 10**9), ("trillion", 10**12)):
+    for scale, size in _SCALES.items():
         if words == scale or words.startswith(f"{scale} "):
             scaled = Node("product", (value, number(size)))
             rest = words.removeprefix(scale).strip()

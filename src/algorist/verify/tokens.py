@@ -60,12 +60,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", " "),
-        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|phantom|smash|strut)(?![A-Za-z])", " "),
+        (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|smash|strut)(?![A-Za-z])", " "),
         (r"(?<=\d),?(?:\\!|\{,\}|\\,|\\;|\\:|\\ |~)\s*(?=\d{3}(?!\d))", ""),  # 1{,}234, 1\,234, 11,\! 111
         (r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d.,])", r"\1\2"),
         (r"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|medspace|negthinspace|hfill|nonumber|newline)(?![A-Za-z])", " "),
         (r"\\\\\s*\[\d*\.?\d+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\"),  # a gap between rows
         (r"\{:\}", ":"),
+        (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)", ""),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}|^([^{}]*)\\over(?![A-Za-z])([^{}]*)$", r"\\frac{\1\3}{\2\4}"),
         (r"(?<!\\)\{\}", ""),
         (r"\{(or|and|,)\}", r" \1 "),
         (r"\\(q?quad)(?=[A-Za-z])", r"\\\1 "),
@@ -105,7 +107,8 @@ _RUN_TOGETHER = re.compile(
 _UNIT_LETTERS = frozenset("mgshlLNJWVKFC")  # in \\text{ m} a unit; elsewhere a letter is a variable
 _LATEX = r"""\frac \sqrt \binom \dbinom \tbinom \begin \end \le \ge \ne \in \notin \equiv \sim \approx \cup \cap
     \pm \mp \to \quad \qquad \Rightarrow \implies \iff \Leftrightarrow \therefore \bmod \pmod \mod \sum \prod \int
-    \lim \infty \emptyset \mathbb \mathbf \langle \rangle \lfloor \rfloor \lceil \rceil \overline \overrightarrow \vec \hat \bar
+    \lim \infty
+    \emptyset \mathbb \mathbf \langle \rangle \lfloor \rfloor \lceil \rceil \overline \overrightarrow \vec \hat \bar
     \angle \triangle \widehat \tilde \mathcal \degree \circ \wedge \vee \backslash \subset \subseteq \forall \exists
     \partial \nabla \iint \oint"""
 _COMMANDS = frozenset((*(f"\\{name}" for name in KNOWN), *_MARKS, *_MARKS.values(), *_LATEX.split()))
@@ -258,7 +261,7 @@ def separate(tokens: Sequence[Token]) -> list[Token]:
         elif (together := _RUN_TOGETHER.fullmatch(text)) and not is_unit(text):
             rest = [together[2]] if together[2] in KNOWN else together[2]
             found += [Token("name", together[1], token.spaced), *(Token("name", letter) for letter in rest)]
-        elif len(text) > 4 or _is_word(text, token.spaced, tokens[at - 1] if at else None):
+        elif len(text) > 4 or _is_word(text, token.spaced, found[-1] if found else None):
             found.append(Token("word", text, token.spaced))
         else:
             found += [Token("name", letter, token.spaced and not place) for place, letter in enumerate(text)]
@@ -269,5 +272,5 @@ def _is_word(text: str, spaced: bool, before: Token | None) -> bool:
     """Whether a few letters are a word or a unit rather than variables side by side."""
     if text.lower() in SHORT_WORDS:
         return True
-    after_value = before is not None and (before.kind == "number" or before.text in (")", "}", r"\}"))
+    after_value = before is not None and (before.kind in ("number", "word") or before.text in (")", "}", r"\}"))
     return after_value and (is_unit(text) or (spaced and len(text) > 2 and text.islower()))  # 9 boys

@@ -11,9 +11,11 @@ from algorist.verify.conventions import Conventions
 from algorist.verify.evaluate import Digits, Huge, Unknown
 from algorist.verify.exact import Undefined, exact
 from algorist.verify.identity import common_logarithms, same_constant, same_value
-from algorist.verify.nodes import Node, number, symbols, walk
+from algorist.verify.nodes import Node, number, substitute, symbols, walk
 from algorist.verify.words import unit
 
+_TURNED = frozenset(("pi", *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc"))))
+_CONSTANTS = frozenset("cCkK")  # of an integration
 _UNIT_LETTERS = frozenset("mgshlLNJWVKCFA")
 
 
@@ -22,6 +24,9 @@ def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool |
     kinds = gold.kind, candidate.kind
     if "text" in kinds:
         return gold == candidate
+    if "date" in kinds:
+        years = {node.value[0] for node in (gold, candidate) if node.kind == "date"} - {0}
+        return gold.kind == candidate.kind and len(years) < 2 and gold.value[1:] == candidate.value[1:]
     if "time" in kinds:
         return _times(gold, candidate)
     if "residue" in kinds:
@@ -35,6 +40,7 @@ def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool |
     if "degrees" in kinds:
         return _angles(gold, candidate, conventions)
     if "unit" in kinds:
+        gold, candidate = (_as_unit(node) for node in (gold, candidate))
         return _units(gold, candidate, conventions)
     if any(
         part.kind in ("numbers", "builder", "relation", "text") for node in (gold, candidate) for part in walk(node)
@@ -44,21 +50,20 @@ def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool |
 
 
 def _numbers(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
+    ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
+    if len(ours) == len(theirs) == 1 and ours | theirs <= _CONSTANTS:
+        candidate = substitute(candidate, next(iter(theirs)), Node("symbol", (), next(iter(ours))))
     verdict = same_value(gold, candidate)
-    if (
-        verdict is None
-        and not symbols(gold)
-        and not symbols(candidate)
-        and _computable(gold)
-        and not _unread(candidate)
-    ):
+    constant = not symbols(gold) and not symbols(candidate)
+    if verdict is None and constant and _computable(gold) and not _computable(candidate) and not _unread(candidate):
         verdict = False  # the gold answer has a value and the candidate's is none
     if verdict is False and not symbols(gold) and not symbols(candidate):
         verdict = rounded(gold, candidate, conventions)
     if verdict is False and any(_plain_logarithm(node) for node in (gold, candidate)):
         verdict = same_value(common_logarithms(gold), common_logarithms(candidate))
     if verdict is False and conventions.units and not symbols(gold) and _unit_letter(candidate):
-        return _numbers(gold, Node("product", candidate.parts[:-1]), conventions)
+        rest = candidate.parts[:-1]
+        return _numbers(gold, Node("product", rest) if len(rest) > 1 else rest[0], conventions)
     return verdict
 
 
@@ -80,7 +85,8 @@ def _plain_logarithm(node: Node) -> bool:
 def _unit_letter(node: Node) -> bool:
     """Whether it ends in a letter that may be a unit: 5 m."""
     last = node.parts[-1] if node.kind == "product" else node
-    return node.kind == "product" and last.kind == "symbol" and last.value in _UNIT_LETTERS and len(symbols(node)) == 1
+    several = node.kind == "product" and len(node.parts) > 1
+    return several and last.kind == "symbol" and last.value in _UNIT_LETTERS and len(symbols(node)) == 1
 
 
 def rounded(gold: Node, candidate: Node, conventions: Conventions) -> bool:
@@ -95,8 +101,10 @@ def rounded(gold: Node, candidate: Node, conventions: Conventions) -> bool:
         return False
     gap = abs(a - b)
     if candidate.kind == "decimal" and conventions.rounding:
-        right = gap <= Fraction(101, 100) / 10**candidate.places  # rounded, or cut off
-        if right and gap <= Fraction(conventions.rounding) * abs(a):
+        step = Fraction(1, 10**candidate.places)
+        right = gap <= step * Fraction(501, 1000) or (abs(b) < abs(a) and gap < step)  # rounded, or cut off
+        # What is written out in fewer digits, such as 42, is not rounded by 42.0001.
+        if right and (a / step).denominator != 1 and gap <= Fraction(conventions.rounding) * abs(a):
             return True
     if gold.kind != "decimal" or not conventions.gold_digits:
         return False
@@ -148,7 +156,7 @@ def _angles(gold: Node, candidate: Node, conventions: Conventions) -> bool | Non
     if conventions.units and same_single(inner[0], inner[1], conventions):
         return True
     other = candidate if gold.kind == "degrees" else gold
-    turned = any(part == Node("constant", (), "pi") for part in walk(other))
+    turned = any(part.value in _TURNED for part in walk(other) if part.kind in ("constant", "function"))
     return same_value(gold, candidate) if turned else False
 
 
@@ -168,6 +176,23 @@ def _units(gold: Node, candidate: Node, conventions: Conventions) -> bool | None
         return same_single(inner[0], inner[1], conventions)
     scaled = [Node("product", (node, number(size))) for node, (_, size) in zip(inner, (ours, theirs), strict=True)]
     return same_value(scaled[0], scaled[1])
+
+
+def _as_unit(node: Node) -> Node:
+    """5 m and 20 m/s as a unit, though m and s could be variables; other nodes as they are."""
+    if node.kind == "quotient":
+        above, below = _as_unit(node.parts[0]), node.parts[1]
+        if above.kind == "unit" and below.kind == "symbol" and unit(f"{above.value}/{below.value}"):
+            return Node("unit", above.parts, f"{above.value}/{below.value}")
+    if node.kind == "product" and len(node.parts) > 1 and not any(symbols(part) for part in node.parts[:-1]):
+        last = node.parts[-1]
+        power = last.parts[1].value if last.kind == "power" and last.parts[1].kind == "number" else 1
+        name = last.parts[0] if last.kind == "power" else last
+        if name.kind == "symbol" and power in (1, 2, 3) and unit(name.value):
+            rest = node.parts[:-1]
+            inner = Node("product", rest) if len(rest) > 1 else rest[0]
+            return Node("unit", (inner,), name.value if power == 1 else f"{name.value}^{power}")
+    return node
 
 
 def _money(words: str) -> bool:

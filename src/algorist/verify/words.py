@@ -26,12 +26,12 @@ GREEK = _words(
     """alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi omega ell hbar
     Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"""
 )
-KNOWN = frozenset((*FUNCTIONS, *NAMED, *(name for name in GREEK if len(name) > 2)))
+KNOWN = frozenset(("mod", *FUNCTIONS, *NAMED, *(name for name in GREEK if len(name) > 2)))
 # Of at most four letters; longer ones are words anyway.
 SHORT_WORDS = _words(
     """yes no not odd even all none are is of for any the and or if nor per red blue both each only when true more less
     than then zero one two three four five six ten half day mon tue wed thu fri sat sun jan feb mar apr may jun jul aug
-    sep oct nov dec noon left same east west und oder mod in to pm am at by as on it be has with from over"""
+    sep oct nov dec noon left same east west und oder in to pm am at by as on it be has with from over"""
 )
 CONNECTORS = _words("and or und oder et ou")
 CONDITIONS = _words("for where if when with such that")
@@ -88,6 +88,7 @@ def unit(words: str) -> tuple[str, Fraction] | None:
     None for words that are no unit we can convert, such as "apples" or "yuan"; those are never told apart.
     """
     words = re.sub(r"\b(?:sq|square)\.? (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", words.lower()))
+    words = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}.get(words, words)
     words = re.sub(r"\bper\b", "/", words).replace(" ", "").rstrip(".")
     kinds, size = [], Fraction(1)
     for place, part in enumerate(words.split("/")):
