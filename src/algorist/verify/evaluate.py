@@ -55,12 +55,10 @@ class Digits:
         self._left = STEPS
         try:
             found = self._value(node, point)
-        except (ZeroDivisionError, ValueError) as error:
+        except (ZeroDivisionError, ValueError, TypeError) as error:  # TypeError: the floor of a complex number
             raise Undefined from error
         except OverflowError as error:
             raise Huge from error
-        except TypeError as error:  # an order between complex numbers
-            raise Unknown from error
         if found != found or abs(found) == math.inf:
             raise Undefined
         return found

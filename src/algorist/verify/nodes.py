@@ -88,6 +88,13 @@ def is_number(node: Node) -> bool:
     return node.kind in ("number", "decimal")
 
 
+def opaque(node: Node) -> Node:
+    """The node with f(x) as one variable, of which nothing is known but its name."""
+    if node.kind == "applied":
+        return symbol(f"{node.value}{node.parts}")
+    return node._replace(parts=tuple(opaque(part) for part in node.parts)) if node.parts else node
+
+
 def substitute(node: Node, name: str, by: Node) -> Node:
     """The node with a variable replaced everywhere."""
     if node.kind == "symbol":
@@ -111,3 +118,10 @@ def mixed(left: Node, right: Node) -> Node:
         if 0 < above < below and above.denominator == below.denominator == 1:
             return number(left.value + above / below)
     return times(left, right)
+
+
+def bound_in(node: Node, name: str) -> Node:
+    """The body of a sum over i, in which i is no imaginary unit."""
+    if node == Node("constant", (), name):
+        return symbol(name)
+    return node._replace(parts=tuple(bound_in(part, name) for part in node.parts)) if node.parts else node

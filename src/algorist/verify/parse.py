@@ -11,14 +11,13 @@ import re
 from fractions import Fraction
 
 from algorist.verify.cursor import Cursor
-from algorist.verify.nodes import Node, Unreadable, mixed, negative, number, symbol, times
+from algorist.verify.nodes import Node, Unreadable, bound_in, mixed, negative, number, symbol, times
 from algorist.verify.tokens import Token
 from algorist.verify.words import FUNCTIONS, GREEK, NAMED
 
 _UNREAD = frozenset((r"\int", r"\iint", r"\iiint", r"\oint", r"\lim", r"\limsup", r"\liminf", r"\partial", r"\nabla"))
 _SIGNS = ("+", "-", r"\pm", r"\mp")
 _UNKNOWN_FUNCTIONS = frozenset("fghFG")
-_LARGEST_EXPONENT = 4_000  # of a number in scientific notation
 
 
 class Expression(Cursor):
@@ -187,14 +186,13 @@ class Expression(Cursor):
     def _number(self, token: Token) -> Node:
         self._at += 1
         text = token.text
-        if re.search(r"[eE][-+]?\d{4}", text) and int(re.split("[eE]", text)[1]) > _LARGEST_EXPONENT:
+        if re.search(r"[eE]\+?\d{4}", text):
             raise Unreadable("an exponent is too large")
         if text.isdigit():
             following, slash, below = self._peek(), self._peek(1), self._peek(2)
             if following and following.kind == "number" and slash and slash.text == "/" and below:
-                if not (
-                    following.text.isdigit() and below.text.isdigit() and 0 < int(following.text) < int(below.text)
-                ):
+                whole = following.text.isdigit() and below.text.isdigit()
+                if not whole or not 0 < int(following.text) < int(below.text):
                     raise Unreadable("two numbers stand side by side")
                 self._at += 3
                 return number(int(text) + Fraction(int(following.text), int(below.text)))
@@ -349,4 +347,4 @@ class Expression(Cursor):
                 end = self._atom()
         if start is None or end is None:
             raise Unreadable("a sum says no bounds")
-        return Node("series", (self._product(), start, end), (what, bound))
+        return Node("series", (bound_in(self._product(), bound), start, end), (what, bound))

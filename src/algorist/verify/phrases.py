@@ -7,7 +7,8 @@ without nested repetition, and evaluates nothing. Languages other than English a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from algorist.verify.formulas import Formula, formulas, inside, prose_of
 
 LONGEST_SENTENCE = 800  # characters
 LONGEST_VALUE = 300  # characters; what runs on for longer is an explanation and no answer
@@ -74,8 +75,6 @@ _ADVERBS = re.compile(
 )
 _TORN = re.compile(r"\\[()\[\]]")
 _CHOICE = re.compile(r"(?:option|choice)[\s_]+\(?([A-J])\)?(?![\w(])", re.IGNORECASE)
-_TOKENS = re.compile(r"\$\$|\$|\\[()\[\]]|\\.", re.DOTALL)
-_CLOSERS = {"$$": "$$", "$": "$", "\\(": "\\)", "\\[": "\\]"}
 _NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−+]?[$€£¥]?(?:\d{1,3}(?: \d{3})+(?!\w)|\.?\d[A-Za-z\d_²³.,/^*%°π√€!:]*)")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|sqrt|pi|exp|mod|max|min|lim|inf)\b)[^\W\d_]{2,}")
 _VERB = re.compile(
@@ -87,38 +86,15 @@ _OPENERS = re.compile(r"(?:the|an?|we|therefore|thus|hence|so|here|this|our|fina
 _RANGE = re.compile(
     r"\b(?:all|any|every|except|least|most|less|greater|more|between|even|odd|none?|multiples?)\b", re.I
 )
-_CURRENCY = re.compile(r"^\d[\d,.]*\s+[a-z]{2}|(?<![\\{a-z])[a-z]{2,} [a-z]{2,} ")
 _DIRECT = re.compile(
     r"(?:\b(?:therefore|thus|hence)\b|∴|\\therefore|因此|所以)[\s,:，]{0,4}(?:(?:i think )?it(?:'s| is) )?", re.I
 )
+_NAMES = re.compile(
+    r"(?<!\w)(?:is|are|equals?|gives?|giving|yields?|get|obtain|becomes|leaves|leaving|makes?) (?!not )"
+)
+_BOLD_CLOSES = re.compile(r"\*\*(?=[\s,.;:]|$)")
+_BOLD_END = re.compile(r"\*\*([^*\n]{1,60}?)[.:]?\*\*[.!]?$")
 _MARKUP = " \t\r\n*_`"
-
-
-@dataclass(frozen=True)
-class Formula:
-    """Where a delimited formula stands in a text, delimiters included, and what is between them."""
-
-    start: int
-    end: int
-    inner: str
-
-
-def formulas(text: str) -> list[Formula]:
-    r"""The formulas of a text, in order: `$x$`, `$$x$$`, `\(x\)`, `\[x\]`. A dollar before prose is currency."""
-    found: list[Formula] = []
-    opened, start = "", 0
-    for token in _TOKENS.finditer(text):
-        mark = token.group()
-        if opened and mark == _CLOSERS[opened]:
-            inner = text[start + len(opened) : token.start()]
-            if not inner.strip() or (opened == "$" and ("\n\n" in inner or _CURRENCY.search(inner))):
-                start = token.start()  # what seemed to close may open the next one
-                continue
-            found.append(Formula(start, token.end(), inner.strip()))
-            opened = ""
-        elif mark in _CLOSERS and opened in ("", "$"):
-            opened, start = mark, token.start()
-    return found
 
 
 def declared(text: str, *, strong: bool = False) -> str:
@@ -149,14 +125,17 @@ def declared_value(rest: str) -> str:
     spans = formulas(rest)
     if spans and spans[0].start == 0 and (rest.startswith(("$$", "\\["))):
         return spans[0].inner
-    end = next((m.start() for m in _SENTENCE_END.finditer(rest) if not _inside(m.start(), spans)), len(rest))
+    end = next((m.start() for m in _SENTENCE_END.finditer(rest) if not inside(m.start(), spans)), len(rest))
+    bold = _BOLD_CLOSES.search(rest, 0, end)  # what is declared ends where the bold does
+    if bold and rest[:end].count("**") % 2:
+        end = bold.start()
     said = re.sub(r"(?:です|である|입니다|이다)$", "", rest[:end]).strip(_MARKUP + '"“”')
     if not said or len(said) > LONGEST_VALUE or _is_torn(said) or _REFUSED.match(said):
         return ""
     choice = _CHOICE.match(said)
     if choice:
         return choice.group(1)
-    cut = next((m.start() for m in _CLAUSE.finditer(said) if not _inside(m.start(), formulas(said))), len(said))
+    cut = next((m.start() for m in _CLAUSE.finditer(said) if not inside(m.start(), formulas(said))), len(said))
     return reduced(said[:cut].strip(_MARKUP + ","))
 
 
@@ -164,10 +143,10 @@ def reduced(said: str) -> str:
     """A value as it stands, or the value that a sentence of words comes down to."""
     said = _without_adverbs(said)
     spans = formulas(said)
-    words = _WORD.findall(_prose(said))
+    words = _WORD.findall(prose_of(said))
     if not spans and not _NUMBER.search(said) and not _VERB.search(said):
         return said if len(words) <= 8 else ""
-    if (_starts_with_value(said) or _RANGE.search(said)) and len(words) <= 6 and not _VERB.search(_prose(said)):
+    if (_starts_with_value(said) or _RANGE.search(said)) and len(words) <= 6 and not _VERB.search(prose_of(said)):
         return undelimited(said)
     return _after_copula(said, spans) or _only_value(said, spans) or (undelimited(said) if len(words) <= 6 else "")
 
@@ -180,8 +159,10 @@ def concluded(text: str, *, affirmed: bool = False) -> str:
     sentence, complete = last_sentence(text[-LONGEST_SENTENCE:])
     if _is_torn(sentence) or (not complete and re.search(r"\bthere (?:is|are)\b", sentence)):
         return ""
-    # `The area is 30.` concludes where it is all that is said, or is said in bold.
-    alone = sentence.startswith("**The ") or (len(sentence) == len(text.strip()) and sentence.startswith("The "))
+    # `The area is 30.` concludes where it is the last that is said, or is said in bold.
+    alone = sentence.startswith("**The ") or (complete and sentence.startswith("The "))
+    if complete and (last := _last_said(sentence)):
+        return last
     if not alone and not affirmed and not _MARKER.search(sentence):
         return ""
     starts = [0] + [match.start() for match in _DIRECT.finditer(sentence)][-3:]
@@ -196,6 +177,25 @@ def concluded(text: str, *, affirmed: bool = False) -> str:
     return ""
 
 
+def _last_said(sentence: str) -> str:
+    """The value that a sentence ends with, after the last of its verbs that can name one, or in bold."""
+    bold = _BOLD_END.search(sentence)
+    if bold and len(_WORD.findall(bold.group(1))) <= 4:
+        return bold.group(1).strip()
+    said = sentence.rstrip(".!。* \n")
+    spans = formulas(said)
+    if _CONDITION.search(said):
+        return ""
+    for match in reversed(list(_NAMES.finditer(said))):
+        tail = said[match.end() :].strip(_MARKUP)
+        prose = prose_of(tail)
+        if inside(match.start(), spans):
+            continue
+        named = tail and _starts_with_value(tail) and not _VERB.search(prose) and not re.search(r"[,;:]\s", prose)
+        return _without_units(tail, formulas(tail)) if named and len(_WORD.findall(prose)) <= 3 else ""
+    return ""
+
+
 def last_sentence(text: str) -> tuple[str, bool]:
     """The last sentence with the formula that a colon announces, and whether it ends like one."""
     text = text.rstrip(_MARKUP)
@@ -205,13 +205,13 @@ def last_sentence(text: str) -> tuple[str, bool]:
     start = 0
     for match in _SENTENCE_END.finditer(body):
         after = body[match.end() :]
-        if not after.strip(_MARKUP) or _inside(match.start(), spans):
+        if not after.strip(_MARKUP) or inside(match.start(), spans):
             continue
         announced = body[: match.start()].rstrip(_MARKUP).endswith((":", "："))
-        if match.group() != "\n" or not (announced or not _WORD.search(_prose(after))):
+        if match.group() != "\n" or not (announced or not _WORD.search(prose_of(after))):
             start = match.end()
     for span in spans:  # a formula may hold the full stop of its sentence
-        if span.start > start and span.inner.endswith(".") and _WORD.search(_prose(body[span.end :])):
+        if span.start > start and span.inner.endswith(".") and _WORD.search(prose_of(body[span.end :])):
             start = span.end
     return text[start:].strip(), complete
 
@@ -221,16 +221,18 @@ def is_bare(text: str) -> bool:
     if len(text) > 200 or not text or text[-1] == "?" or "\n" in text or "oxed" in text:
         return False
     spans = formulas(text)
-    words = len(_WORD.findall(_prose(text)))
+    words = len(_WORD.findall(prose_of(text)))
     if not spans and not re.search(r"[\d=\\]", text):
-        return not _VERB.search(text) and (0 < words <= 2 or bool(re.fullmatch(r"\W*[A-Za-z]\W*", text)))
-    opened = _OPENERS.match(text) or not _starts_with_value(text) or _VERB.search(_prose(text))
+        return not _VERB.search(text) and (
+            words == 1 or bool(re.fullmatch(r"\W*[A-Za-z]\W*|no \w{0,8}\s?solutions?\W?", text, re.I))
+        )
+    opened = _OPENERS.match(text) or not _starts_with_value(text) or _VERB.search(prose_of(text))
     return words <= 3 and not opened
 
 
 def is_prose(text: str) -> bool:
     """Whether a text that was given as an answer is a sentence about it rather than the answer itself."""
-    prose = _prose(text)
+    prose = prose_of(text)
     return len(_WORD.findall(prose)) >= (2 if _OPENERS.match(text) else 5) and bool(_VERB.search(prose))
 
 
@@ -276,10 +278,10 @@ def _reversed(text: str) -> str:
 
 def _after_copula(said: str, spans: list[Formula]) -> str:
     for match in _COPULA.finditer(said):
-        if _inside(match.start(), spans):
+        if inside(match.start(), spans):
             continue
         tail = _without_adverbs(said[match.end() :].strip(_MARKUP + ":："))
-        prose = _prose(tail)
+        prose = prose_of(tail)
         if not _starts_with_value(tail) or _VERB.search(prose) or len(_WORD.findall(prose)) > 4:
             continue
         if match.group() == "=" and re.search(r"\b(?:or|and)\b|,", tail) and "=" in tail:
@@ -301,7 +303,7 @@ def _after_marker(said: str, spans: list[Formula]) -> str:
 
 def _only_value(said: str, spans: list[Formula]) -> str:
     """The one number or formula of a sentence; names such as `$ABC$` do not count beside a number."""
-    numbers = [_trimmed(n) for n in _NUMBER.findall(_prose(said)) if not re.search(r"\d(?:st|nd|rd|th)$", n)]
+    numbers = [_trimmed(n) for n in _NUMBER.findall(prose_of(said)) if not re.search(r"\d(?:st|nd|rd|th)$", n)]
     valued = [span.inner for span in spans if re.search(r"\d|=|\\(?:frac|sqrt|pi)", span.inner)]
     values = numbers + (valued if valued or numbers else [span.inner for span in spans])
     return values[0] if len(values) == 1 else ""
@@ -330,18 +332,7 @@ def _without_adverbs(said: str) -> str:
 
 def _is_torn(said: str) -> bool:
     """Whether a formula or a box is cut off within what is said."""
-    return bool(_TORN.search(_prose(said))) or "boxed{" in said
-
-
-def _prose(said: str) -> str:
-    """The text with every formula overwritten by blanks of the same length."""
-    for span in formulas(said):
-        said = said[: span.start] + " " * (span.end - span.start) + said[span.end :]
-    return said
-
-
-def _inside(at: int, spans: list[Formula]) -> bool:
-    return any(span.start <= at < span.end for span in spans)
+    return bool(_TORN.search(prose_of(said))) or "boxed{" in said
 
 
 def _trimmed(number: str) -> str:

@@ -26,7 +26,12 @@ _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", 
     "align",
 }
 _REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{?(\d+)\}?|\((\d+)\)(?!\s*[\d(]))")
-_TIME = re.compile(r"(\d{1,2})(?::(\d\d))?[\s~]*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\}?")
+_TIME = re.compile(
+    r"(?:(\d{1,2})(?:\s*:\s*(\d\d))?[\s~]*)?(?:\\(?:text|mathrm)\{)?\s*(?:(noon)|(?<=[\d\s{])([aApP])\.?\s?[mM]\.?)\s*\}?"
+)
+_EVERYTHING = frozenset(("all", "any", "every", "each", "real", "integer", "integers", "constant", "arbitrary", r"\in"))
+_ALL_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}\.?")
+_BASE_IN_WORDS = re.compile(r"(\d+)[\s(]*(?:\\(?:text|mathrm)\{)?\s*(?:in\s+)?[bB]ase\s*[-\s}]\s*(\d+)\s*\}?\s*\)?")
 _SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _TO = re.compile(r"(\d+)\s+to\s+(\d+)")
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
@@ -45,10 +50,13 @@ def read(text: str, *, thousands: bool = True) -> Node:
     Raises:
         Unreadable where it cannot be read as mathematics, units or a spelled number; time is linear in the text.
     """
-    text = plain(text).strip(" \n\t*").rstrip(".,;:\\ ")
+    whole = _ALL_TEXT.fullmatch(text.strip("$ "))
+    text = plain(whole[1] if whole else text).strip(" \n\t*").rstrip(".,;:\\ ")
     if time := _TIME.fullmatch(text):
-        half = 12 if time[3].lower() == "p" else 0
-        return Node("time", (), (int(time[1]) % 12 + half, int(time[2] or 0)))
+        half = 12 if (time[3] or time[4]).lower() in ("p", "noon") else 0
+        return Node("time", (), (int(time[1] or 0) % 12 + half, int(time[2] or 0)))
+    if based := _BASE_IN_WORDS.fullmatch(text):
+        return Node("based", (), (based[1], int(based[2])))
     if ratio := _TO.fullmatch(text):
         text = f"{ratio[1]}:{ratio[2]}"
     if date := _date(text):
@@ -121,10 +129,20 @@ class _Answer:
         return items[0] if len(items) == 1 else Node("tuple", tuple(items), "()")
 
     def _items(self, start: int, end: int) -> list[Node]:
-        items = [self._item(*part) for part in self._split(start, end, _SEPARATORS, words=True)]
+        items: list[Node] = []
+        for begun, ended in self._split(start, end, _SEPARATORS, words=True):
+            before = self._tokens[begun - 1].text.lower() if begun > start else ""
+            if items and before in CONDITIONS and self._says_nothing(begun, ended):
+                continue
+            items.append(self._item(begun, ended))
         if not items:
             raise Unreadable("a part is empty")
         return items
+
+    def _says_nothing(self, start: int, end: int) -> bool:
+        """Whether a condition holds for everything: `for all real x`, `where C is a constant`."""
+        said = {self._tokens[at].text.lower() for at in range(start, end)}
+        return bool(said & _EVERYTHING)
 
     def _split(self, start: int, end: int, marks: frozenset[str], *, words: bool = False) -> Iterator[tuple[int, int]]:
         """The non-empty ranges between separators that stand in no bracket."""
@@ -201,7 +219,10 @@ class _Answer:
         if token.kind == "mark":
             return token.text in _UNIT_MARKS
         return (
-            token.kind == "number" and before.text in ("^", "{") or token.kind == "name" and before.text in ("/", "*")
+            token.kind == "number"
+            and before.text in ("^", "{", "-")
+            or token.kind == "name"
+            and before.text in ("/", "*")
         )
 
     def _relation(self, start: int, end: int) -> Node:
@@ -254,7 +275,8 @@ class _Answer:
         opening, closing = self._tokens[start].text, self._tokens[end].text
         if opening == r"\begin":
             return self._environment(start + 1, end)
-        if opening == r"\{":
+        name, mark = self._tokens[start + 1], self._tokens[min(start + 2, end)].text
+        if opening == r"\{" or (opening == "{" and name.kind == "name" and mark in (":", "|")):
             return self._set(start + 1, end)
         if end == start + 1:
             raise Unreadable("a bracket is empty")
@@ -265,6 +287,9 @@ class _Answer:
             items = self._items(start + 1, end) if len(groups) == 1 else [self.answer(*group) for group in groups]
         if len(items) == 1:
             return items[0]
+        rows = {len(item.parts) if item.kind == "tuple" and item.value == "[]" else 0 for item in items}
+        if opening == "[" and len(rows) == 1 and 0 not in rows:  # [[1, 2], [3, 4]]
+            return Node("matrix", tuple(item._replace(value="()") for item in items))
         return Node("tuple", tuple(items), "()" if opening == r"\langle" else opening + closing)
 
     def _set(self, start: int, end: int) -> Node:

@@ -78,6 +78,8 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 _IMAGINARY = re.compile(r"(?<=\*)I(?![A-Za-z])|(?<![A-Za-z])I(?=\*)")  # as computer algebra prints it
 _LOST_ROW = re.compile(r"(?<!\\)\\(?=[-+]?[\d.])")
+_MODULO = re.compile(r"\(\s*(?:\\(?:text|mathrm|operatorname)\{\s*mod\s*\}|\\?mod)\s*([^()]*)\)")
+_BASE_OF_GROUP = re.compile(r"\((\d+)\)_")
 _GLUED = re.compile(r"(?<=[\d)}])(or|and)(?=[\dA-Z(\\-])")  # 1orW(x)
 _THREES = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,])")
 _WRAPPERS = re.compile(
@@ -126,6 +128,9 @@ def plain(text: str) -> str:
             text = pattern.sub(replacement, text)
     if "matrix}" in text:  # 1\-2 is left of 1\\-2 where something ate a backslash
         text = _LOST_ROW.sub(r"\\\\", text)
+    if "mod" in text:
+        text = _MODULO.sub(r" \\pmod{\1}", text)
+    text = _BASE_OF_GROUP.sub(r"\1_", text)
     text = _IMAGINARY.sub("i", _GLUED.sub(r" \1 ", text))
     if " " in text:
         text = _THREES.sub(lambda match: match[0].replace(" ", ""), text)
@@ -256,6 +261,8 @@ def separate(tokens: Sequence[Token]) -> list[Token]:
         if token.kind == "number" and len(text) > 1 and text.isdigit() and at and tokens[at - 1].text == r"\frac":
             found += [Token("number", text[0]), Token("number", text[1])]
             found += [Token("number", text[2:])] if text[2:] else []
+        elif text in ("U", "u") and found and found[-1].text in (")", "]", r"\}") and _opens(tokens[at + 1 : at + 2]):
+            found.append(Token("mark", r"\cup", token.spaced))
         elif token.kind != "name" or len(text) == 1 or text in KNOWN:
             found.append(token)
         elif (together := _RUN_TOGETHER.fullmatch(text)) and not is_unit(text):
@@ -266,6 +273,10 @@ def separate(tokens: Sequence[Token]) -> list[Token]:
         else:
             found += [Token("name", letter, token.spaced and not place) for place, letter in enumerate(text)]
     return found
+
+
+def _opens(following: Sequence[Token]) -> bool:
+    return bool(following) and following[0].text in ("(", "[", r"\{")
 
 
 def _is_word(text: str, spaced: bool, before: Token | None) -> bool:

@@ -88,6 +88,7 @@ def unit(words: str) -> tuple[str, Fraction] | None:
     None for words that are no unit we can convert, such as "apples" or "yuan"; those are never told apart.
     """
     words = re.sub(r"\b(?:sq|square)\.? (\w+)", r"\1^2", re.sub(r"\bcubic (\w+)", r"\1^3", words.lower()))
+    words = re.sub(r"(\w) (\w+)\^-1\b", r"\1/\2", words)
     words = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}.get(words, words)
     words = re.sub(r"\bper\b", "/", words).replace(" ", "").rstrip(".")
     kinds, size = [], Fraction(1)
@@ -168,6 +169,7 @@ _SAME = {
     for said in re.split(r",(?! ?\\infty\))", line.split(":", 1)[1])
 }
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathit|mbox|boxed|operatorname)\s*\{([^{}]*)\}")
+_ARTICLE = re.compile(r"^(?:the|an?) (?=[a-z]{3})")
 _FILLER = re.compile(r"\b(?:the|a|an|answer|is|it|there|are|that|option|choice)\b")
 
 
@@ -176,4 +178,5 @@ def words_of(text: str) -> str:
     if "\\" in text:
         text = _WRAPPED.sub(r" \1 ", text.replace("\\left", "").replace("\\right", "")).replace("\\ ", " ")
     text = re.sub(r"\s+", " ", text.replace("$", " ").replace("**", " ")).strip(" .,;:!\"'`").lower()
+    text = _ARTICLE.sub("", text)
     return _SAME.get(text) or _SAME.get(_FILLER.sub("", text).strip()) or text
