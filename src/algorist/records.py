@@ -76,7 +76,7 @@ class Verdict:
 
     rollout_id: str
     right: bool | None
-    reason: str  # equal, different, no answer, cut off, gold unreadable, too long, timed out, crashed
+    reason: str  # equal, different, no answer, cut off, gold unreadable, …: docs/verify.md lists them all
     extracted: str  # the answer found in the text, empty when none was
     verifier: str  # name and version of what decided
 

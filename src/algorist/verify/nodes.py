@@ -125,3 +125,11 @@ def bound_in(node: Node, name: str) -> Node:
     if node == Node("constant", (), name):
         return symbol(name)
     return node._replace(parts=tuple(bound_in(part, name) for part in node.parts)) if node.parts else node
+
+
+def powered(base: Node, exponent: Node) -> Node:
+    """A power; C_{10}^3 is a binomial coefficient, as half of the world's books write it."""
+    chosen = base.value[2:] if base.kind == "symbol" and base.value.startswith("C_") else ""
+    if chosen.isdigit() and exponent.kind == "number":
+        return Node("function", (number(int(chosen)), exponent), "binom")
+    return Node("power", (base, exponent))

@@ -11,7 +11,7 @@ import re
 from fractions import Fraction
 
 from algorist.verify.cursor import Cursor
-from algorist.verify.nodes import Node, Unreadable, bound_in, mixed, negative, number, symbol, times
+from algorist.verify.nodes import Node, Unreadable, bound_in, mixed, negative, number, powered, symbol, times
 from algorist.verify.tokens import Token
 from algorist.verify.words import FUNCTIONS, GREEK, NAMED
 
@@ -97,7 +97,7 @@ class Expression(Cursor):
         if not self._sees("^"):
             return base
         self._at += 1
-        return self._postfix(Node("power", (base, self._exponent())))
+        return self._postfix(powered(base, self._exponent()))
 
     def _exponent(self) -> Node:
         if self._sees("-", "+"):
@@ -150,8 +150,7 @@ class Expression(Cursor):
         return Node("indexed", (index,), found.value)
 
     def _atom(self) -> Node:
-        token = self._peek()
-        if token is None:
+        if (token := self._peek()) is None:
             raise Unreadable("ends where a value was expected")
         if token.kind == "number":
             return self._number(token)

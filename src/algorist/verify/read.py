@@ -15,7 +15,7 @@ from algorist.verify.parse import Expression
 from algorist.verify.tokens import Token, pairs, plain, separate, tokens
 from algorist.verify.words import CONDITIONS, CONNECTORS, NOISE, spelled_number, unit, words_of
 
-_SEPARATORS = frozenset((",", r"\quad", r"\qquad", r"\\", r"\wedge", r"\vee"))
+_SEPARATORS = frozenset((",", "&", r"\quad", r"\qquad", r"\\", r"\wedge", r"\vee"))
 _RELATIONS = frozenset(("=", r"\ne", "<", ">", r"\le", r"\ge", r"\approx", r"\in", r"\notin", r"\equiv", r"\sim"))
 _CONSEQUENCES = frozenset((r"\Rightarrow", r"\implies", r"\iff", r"\Leftrightarrow", r"\therefore", r"\to"))
 _SETS = {r"\cup": "union", r"\cap": "intersection", r"\backslash": "difference"}

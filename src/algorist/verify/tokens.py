@@ -59,6 +59,7 @@ _ESCAPED_TWICE = re.compile(
 _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"\\left\s*\\\{((?:(?!\\left|\\right).)*)\\right\s*\.", r"{\1}"),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", " "),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|smash|strut)(?![A-Za-z])", " "),
         (r"(?<=\d),?(?:\\!|\{,\}|\\,|\\;|\\:|\\ |~)\s*(?=\d{3}(?!\d))", ""),  # 1{,}234, 1\,234, 11,\! 111
@@ -207,6 +208,7 @@ def _lex(text: str, found: list[Token], letters: str) -> None:
         elif kind == "name" and letters == "word":
             after_number = bool(found) and found[-1].kind == "number"
             unit = len(said) > 1 or (said in _UNIT_LETTERS and (spaced or after_number))
+            unit = unit and (is_unit(said) or said not in KNOWN)  # \\mathrm{ln}
             found.append(Token("word" if unit else "name", said, spaced))
         elif kind in ("command", "mark"):
             if kind == "command" and said not in _COMMANDS:  # \pia^2, where something ate a space
