@@ -22,7 +22,14 @@ SECTIONS = {
     "toy": ("toy/world.py", 'The made-up world; read where `problems`, `benchmarks` or the model is "toy".'),
     "data": ("data/sources.py", "What is learned from, and what is scored on."),
     "teacher": ("data/teacher.py", "Who writes the rollouts that stages 1 to 3 learn from."),
-    "verify": ("verify/pool.py", "The limits of one comparison of an answer with the gold one."),
+    "verify": (
+        "verify/pool.py",
+        "The limits of one comparison of an answer with the gold one, and what counts as the same answer.",
+    ),
+    "judge": (
+        "verify/judge.py",
+        "A second opinion on the teacher's rollouts; scores and rewards are the rules' alone.",
+    ),
     "evaluate": ("evals/evaluate.py", "How every checkpoint is asked."),
     "base": ("stages/base.py", 'The made-up world\'s base model; read where `[model] base` is "toy".'),
     "midtrain": ("stages/midtrain.py", "Stage 1: [what it does](stages/1.md)."),
@@ -30,6 +37,7 @@ SECTIONS = {
     "dpo": ("stages/dpo.py", "Stage 3: [what it does](stages/3.md)."),
     "rlvr": ("stages/rlvr.py", "Stage 4: [what it does](stages/4.md)."),
 }
+CONVENTIONS = "verify/conventions.py"  # whose keys [verify] takes too
 HEAD = """# Every key of a recipe
 
 Made by `python docs/make_recipes.py` from the settings classes and the comments beside their keys; edit those, not this
@@ -152,6 +160,9 @@ def page() -> str:
         if changed is not None:
             rows += [row(*key) for key in loop.keys("Training", changed)]
         where = f"`src/algorist/{file}`"
+        if section == "verify":
+            rows += [row(*key) for key in Source(HOUSE / CONVENTIONS).keys("Conventions", {})]
+            where += f" and, from `rounding` on, `src/algorist/{CONVENTIONS}`"
         where += "" if changed is None else " and, from `learning_rate` on, `src/algorist/stage.py`"
         parts.append(f"## [{section}]\n\n{about}\nFrom {where}.\n\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)

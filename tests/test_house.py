@@ -25,7 +25,7 @@ FLOORS = [
     {"store", "recipe"},
     {"model", "verify", "toy"},
     {"generate"},
-    {"stage", "data", "evals", "trace"},
+    {"stage", "data", "evals", "trace", "review"},
     {"stages", "train"},
     {"tasks", "show"},
     {"pipeline"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,6 +110,40 @@ def gather(
 
 
 @app.command()
+def verify(
+    pairs: Annotated[
+        Path | None,
+        typer.Argument(metavar="PAIRS", help="A .jsonl of {id, gold, candidate, kind}; stdin unless given."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The .jsonl to write; stdout unless given.")] = None,
+    set_: Overrides = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores, up to 8.")] = None,
+    recheck: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Instead of pairs: judge a run's or gather's rollouts again, change nothing."),
+    ] = None,
+) -> None:
+    """Judge pairs of answers: {id, equivalent: true, false or null, reason, extracted, seconds} for each line.
+
+    kind is "answer" (a bare answer) or "completion" (a whole model output).
+    With --recheck: what the present verifier would decide otherwise; RUN/recheck.jsonl unless --out is given.
+    Example: algorist verify pairs.jsonl --out verdicts.jsonl --set verify.percent=false
+    """
+    if recheck is None:
+        from algorist.verify import files
+
+        _say(files.verify_file(pairs, out, set_ or [], workers))
+        return
+    from algorist import review
+
+    if pairs is not None:
+        raise RecipeError(f"verify: both {pairs} and --recheck {recheck} were given. Give one of them.")
+    gathered = (recheck / "gather.json").exists()
+    recipe = review.gathered(recheck, set_ or []) if gathered else _recipe_of(recheck, set_ or [])
+    typer.echo(review.recheck(recheck, recipe, out, workers))
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or of a gather.")],
     what: Annotated[str, typer.Argument(help="problems, rollouts, pair, batch or funnel; else an overview.")] = "",
@@ -117,29 +151,41 @@ def show(
     count: Annotated[int | None, typer.Option(min=1, help="How many to show.")] = None,
     stage: Annotated[str, typer.Option(help="Whose batch: base, midtrain, sft, dpo or rlvr.")] = "sft",
     step: Annotated[int | None, typer.Option(min=0, help="Which step's batch; the first, of rlvr the last.")] = None,
+    disagreements: Annotated[
+        bool, typer.Option("--disagreements", help="Verdicts where rules and judge differ.")
+    ] = False,
 ) -> None:
     """Print the records of a run as a person reads them.
 
     Example: algorist show runs/tiny batch --stage dpo
     """
+    from algorist import review
     from algorist import show as shows
+    from algorist.verify import judge
 
+    if disagreements and what:
+        raise RecipeError(f"show {what} --disagreements: these are two views. Give one of them.")
     recipe, states = None, []
     if not (run / "gather.json").exists():
         from algorist import pipeline
 
         recipe = _recipe_of(run)
         states = pipeline.state(recipe, run)
-    shows.show(shows.Look(run, recipe, states, id_, count, stage, step), what)
+    look = shows.Look(run, recipe, states, id_, count, stage, step)
+    if disagreements:
+        settings = recipe.of("judge", judge.Settings) if recipe else judge.Settings()
+        review.show_disagreements(run, settings, id_, count, look.say)
+    else:
+        shows.show(look, what)
 
 
-def _recipe_of(run: Path) -> Recipe:
+def _recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     from algorist import recipe as recipes
     from algorist import tasks
 
     if not (run / "recipe.toml").exists():
         raise RunError(f"{run}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.")
-    return recipes.read(run / "recipe.toml", tasks.sections())
+    return recipes.read(run / "recipe.toml", tasks.sections(), overrides)
 
 
 def _columns(pairs: list[str] | None) -> dict[str, str]:

@@ -53,6 +53,8 @@ def _read(resolved: Any, name: str) -> Any:
     kept = {key: value for key, value in resolved.items() if key not in UNREAD}
     if name == "teacher":  # a server may move; which model answers is another key
         kept["url"] = kept["url"].partition("://")[0].removesuffix("s")
+    if name == "judge":  # likewise; and where there is none, what it would be told changes nothing
+        kept = {**kept, "url": True} if kept["url"] else {}
     return kept
 
 

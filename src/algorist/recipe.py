@@ -63,27 +63,14 @@ class Recipe:
         return tomli_w.dumps(self.resolved())
 
 
-def read(path: Path, sections: Sections, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with what it extends below it and `overrides` ("section.key=value") on top.
+def read(path: Path | None, sections: Sections, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, with what it extends below it and `overrides` ("section.key=value") on top; None: these alone.
 
     An element of `sections` is a frozen dataclass or an instance of one, whose values are then the defaults. A section
     that the file leaves out has its defaults. Raises RecipeError for whatever cannot be used as written.
     """
-    table, origins = _load(path, ())
-    return _filled(path, sections, table, origins, overrides)
-
-
-def defaults(sections: Sections, overrides: Sequence[str] = ()) -> Recipe:
-    """The settings of a command that needs no recipe file: what `sections` say, with `overrides` on top.
-
-    Raises RecipeError for whatever cannot be used as written.
-    """
-    return _filled(Path("--set"), sections, {"name": "defaults"}, {}, overrides)
-
-
-def _filled(
-    path: Path, sections: Sections, table: dict[str, Any], origins: dict[Address, str], overrides: Sequence[str]
-) -> Recipe:
+    table, origins = _load(path, ()) if path else ({"name": "defaults"}, {})
+    path = path or Path("--set")
     for text in overrides:
         change = _override(text)
         table = _merged(table, change)

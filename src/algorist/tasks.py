@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from algorist import store
-from algorist.data import decontaminate, sources, teacher
+from algorist.data import decontaminate, sources, teacher, verdicts
 from algorist.errors import RecipeError, RunError
 from algorist.evals import evaluate
 from algorist.generate.rollouts import Speaker
-from algorist.journal import progress
 from algorist.model import checkpoints
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.model.policy import Policy
 from algorist.recipe import Recipe
-from algorist.records import Checkpoint, Problem, Rollout, Verdict
+from algorist.records import Checkpoint, Problem, Verdict
 from algorist.stage import Run, Stage
 from algorist.stages import STAGES, base
 from algorist.toy import base as toy_base
 from algorist.toy import world
 from algorist.train import train
+from algorist.verify import judge
 from algorist.verify import pool as verify
+from algorist.verify.conventions import Conventions
 from algorist.verify.pool import Pool
 
 _STORY = ("toy.fewest_steps", "toy.most_steps", "toy.distractors")
@@ -61,7 +62,8 @@ def sections() -> dict[str, tuple[Any, ...]]:
         "toy": (world.Settings,),
         "data": (sources.Settings,),
         "teacher": (teacher.Settings,),
-        "verify": (verify.Settings,),
+        "verify": (verify.Settings, Conventions),
+        "judge": (judge.Settings,),
         "evaluate": (evaluate.Settings,),
     }
     return known | {stage.name: (stage.settings, stage.training) for stage in (base.STAGE, *STAGES)}
@@ -80,7 +82,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task("benchmarks", (), held_out, _benchmarks, asked),
         Task("problems", ("benchmarks",), ("seed", "data", "toy.problems", *_STORY), _problems, told),
         Task("rollouts", ("problems",), ("seed", "teacher"), _rollouts),
-        Task("verdicts", ("rollouts",), ("verify",), _verdicts),
+        Task("verdicts", ("rollouts",), ("verify", "judge"), _verdicts),
     ]
     before = "base"
     if toy_model:
@@ -124,18 +126,19 @@ def _rollouts(context: Context) -> None:
 
 
 def _verdicts(context: Context) -> None:
-    golds = {problem.id: problem.answer for problem in store.read(context.root / "problems", Problem)}
-    source, target = context.root / "rollouts", context.root / "verdicts"
-    manifest = store.manifest(source)
-    with Pool.of(context.of("verify", verify.Settings)) as pool, progress("verify", manifest.rows) as advance:
-        for index, shard in enumerate(manifest.shards):
-            rollouts = store.read_shard(source / shard, Rollout)
-            if not (target / f"{index:05d}.parquet").exists():
-                store.write_shard(target, index, Verdict, pool.verdicts(rollouts, golds))
-            advance(len(rollouts))
-    store.finish(target, Verdict, parents=[manifest.id])
-    verdicts = store.read(target, Verdict)
-    counts = {right: sum(verdict.right is right for verdict in verdicts) for right in (True, False, None)}
+    """The teacher's rollouts only: the judge has no say in scores and in the rewards of RLVR."""
+    problems = store.read(context.root / "problems", Problem)
+    target, settings = context.root / "verdicts", context.of("judge", judge.Settings)
+    with Pool.of(context.recipe) as pool:
+        verdicts.write(context.root / "rollouts", target, problems, pool, settings, context.root / judge.CACHE)
+    found = store.read(target, Verdict)
+    counts = {right: sum(verdict.right is right for verdict in found) for right in (True, False, None)}
+    if settings.url:
+        said = judge.tally(found)
+        opinions = f"{said['equal']:,} equal, {said['different']:,} different, {said['undecided']:,} undecided"
+        asked = f"verdicts: {settings.model} was asked about {said['asked']:,}: {opinions}"
+        look = f" (algorist show {context.root} --disagreements)" if said["conflicts"] else ""
+        context.say(f"{asked}; {said['conflicts']:,} disagreements with the rules{look}")
     context.say(f"verdicts: {counts[True]:,} right, {counts[False]:,} wrong, {counts[None]:,} not judged")
 
 
@@ -200,7 +203,7 @@ def _scores(stage: str, context: Context) -> None:
     policy = checkpoints.open_policy(checkpoint, precision=context.of("model", checkpoints.Settings).precision)
     speaker = Speaker(policy, _chat(context, load_tokenizer(str(checkpoint))), stage, settings.num_slots)
     names = list(context.of("data", sources.Settings).benchmarks)
-    with Pool.of(context.of("verify", verify.Settings)) as pool:
+    with Pool.of(context.recipe) as pool:
         for name, problems in sources.read_benchmarks(context.root / "benchmarks", names).items():
             place = context.root / "scores" / stage / name
             evaluate.evaluate(speaker, problems, place, settings, seed=context.recipe.seed, pool=pool)

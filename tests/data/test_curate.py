@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from algorist.data import curate
 from algorist.model.chat import Chat
 from algorist.records import Problem, Rollout, Verdict
 from algorist.toy import base
+from algorist.verify.judge import CONFLICT
 
 EASY = Problem.of("How many points does Tom have?", "3", level="elementary")
 HARD = Problem.of("How many points does Ann have?", "5", level="college")
@@ -112,6 +115,17 @@ def test_pairs_never_cross_problems_and_say_why_a_wrong_rollout_has_no_partner()
     used_up = rollouts(EASY, 10, 10, 10)
     pairs, dropped = curate.pairs(used_up, verdicts(used_up, True, False, False), per_problem=9, max_length_ratio=2.0)
     assert len(pairs) == 1 and dropped == {"its problem has enough pairs": 1}
+
+
+def test_what_only_the_rules_call_wrong_is_not_rejected() -> None:
+    found = rollouts(EASY, 10, 11, 12, 13, 14, 15)
+    judged = verdicts(found, True, False, False, False, None, True)
+    undecided = "judge undecided, rules: different"
+    reasons = {1: CONFLICT, 2: undecided, 3: "judged different", 4: "judge undecided, rules: timed out", 5: CONFLICT}
+    judged = [replace(one, reason=reasons.get(index, one.reason)) for index, one in enumerate(judged)]
+    pairs, dropped = curate.pairs(found, judged, per_problem=9, max_length_ratio=9.0)
+    assert lengths(pairs) == [(15, 13)], "where the judge is trusted, what it calls equal is right"
+    assert dropped == {CONFLICT: 1, undecided: 1}
 
 
 def test_an_empty_response_is_never_part_of_a_pair() -> None:

@@ -140,7 +140,7 @@ def test_six_failures_end_the_run(desk: Desk) -> None:
         desk.ask(1)
     assert str(refused.value) == (
         f"{desk.url}: no usable answer after 6 tries (status 500). "
-        "Start the server or mend [teacher] url, then run the same command again; finished shards are kept."
+        "Start the server or mend [teacher] url, then run the same command again; what is finished is kept."
     )
     assert len(desk.asked) == 6
 
@@ -154,7 +154,7 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         Desk(f"http://127.0.0.1:{port}/v1").ask(1)
     assert str(refused.value) == (
         f"http://127.0.0.1:{port}/v1: no usable answer after 6 tries (ConnectError: [Errno 111] Connection refused). "
-        "Start the server or mend [teacher] url, then run the same command again; finished shards are kept."
+        "Start the server or mend [teacher] url, then run the same command again; what is finished is kept."
     )
 
 

@@ -13,6 +13,7 @@ from statistics import median
 from algorist.model.chat import Chat
 from algorist.numerics.address import key
 from algorist.records import Pair, Problem, Rollout, Sample, Verdict, content_id
+from algorist.verify.judge import contested
 
 Drops = Counter[str]
 
@@ -74,7 +75,8 @@ def pairs(
     """(chosen, rejected) of the same problem: right and wrong rollouts of the most similar length, each used once.
 
     Matching by length over all of a problem's rollouts keeps length, and with it style, from telling the two apart:
-    what is left to prefer is what makes one right.
+    what is left to prefer is what makes one right. What only the rules call wrong, though a judge was asked, is not
+    rejected: the rules may have misread a right answer.
 
     Args:
         per_problem       most pairs of one problem
@@ -83,12 +85,17 @@ def pairs(
     Returns:
         The pairs, and how many wrong rollouts found no partner, by reason.
     """
-    by_id = {verdict.rollout_id: verdict.right for verdict in verdicts}
+    by_id = {verdict.rollout_id: verdict for verdict in verdicts}
     groups: dict[str, tuple[list[Rollout], list[Rollout]]] = defaultdict(lambda: ([], []))
-    for rollout in rollouts:
-        if (right := by_id.get(rollout.id)) is not None and rollout.text:
-            groups[rollout.problem_id][0 if right else 1].append(rollout)
     found, dropped = [], Drops()
+    for rollout in rollouts:
+        verdict = by_id.get(rollout.id)
+        if verdict is None or verdict.right is None or not rollout.text:
+            continue
+        if contested(verdict):
+            dropped[verdict.reason] += 1
+        else:
+            groups[rollout.problem_id][0 if verdict.right else 1].append(rollout)
     for good, bad in groups.values():
         similar = [(r, w) for r in good for w in bad if _length_ratio(r, w) <= max_length_ratio]
         similar.sort(key=lambda pair: (abs(len(pair[0].text) - len(pair[1].text)), pair[0].id, pair[1].id))

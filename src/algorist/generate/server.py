@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as a source of responses: how teachers are asked. No torch here.
+"""An OpenAI-compatible server as a source of responses: how teachers and judges are asked. No torch here.
 
 One request asks for all samples of a problem; several are in flight at once. A request that fails for a reason that
 may pass (connection, 429, 5xx, broken answer) is sent again with growing pauses; one that the server refuses is an
@@ -36,6 +36,7 @@ class Server:
     model: str
     timeout: float = 3600.0  # seconds for one request: long chains take long
     transport: httpx.BaseTransport | None = None  # what stands in for the network
+    section: str = "teacher"  # of the recipe, that names this server: where errors send the user
 
     def client(self) -> httpx.Client:
         """A connection pool to the server; use it as a context manager."""
@@ -75,7 +76,8 @@ class Server:
                 reply = client.post("/chat/completions", json=body)
                 if 400 <= reply.status_code < 500 and reply.status_code != 429:
                     words = reply.text[:200]
-                    raise RunError(f"{self.url}: the server refused ({reply.status_code}: {words}). Mend [teacher].")
+                    refused = f"the server refused ({reply.status_code}: {words})"
+                    raise RunError(f"{self.url}: {refused}. Mend [{self.section}].")
                 if reply.status_code == 200:
                     return _answers(reply.json())
                 problem, asked = f"status {reply.status_code}", _retry_after(reply)
@@ -84,7 +86,7 @@ class Server:
             time.sleep(min(max(asked, pause), 60.0))
         raise RunError(
             f"{self.url}: no usable answer after {len(_PAUSES) + 1} tries ({problem}). "
-            "Start the server or mend [teacher] url, then run the same command again; finished shards are kept."
+            f"Start the server or mend [{self.section}] url, then run the same command again; what is finished is kept."
         )
 
 
