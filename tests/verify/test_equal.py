@@ -43,7 +43,7 @@ def test_verdict_and_reason(gold: str, answer: str, right: bool | None, reason: 
 
 
 def classes() -> list[dict[str, object]]:
-    texts = ((CASES / name).read_text(encoding="utf-8") for name in ("classes.jsonl", "more.jsonl"))
+    texts = ((CASES / name).read_text(encoding="utf-8") for name in ("classes.jsonl", "more.jsonl", "held_out.jsonl"))
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 

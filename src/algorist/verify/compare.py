@@ -20,6 +20,7 @@ from algorist.verify.values import same_single
 
 _MOST_MEMBERS = 200
 _MOST_SIGNS = 4
+_PARAMETERS = frozenset("klmnt")  # letters for any whole number
 _COLLECTIONS = ("list", "set")
 
 
@@ -55,10 +56,10 @@ def _alike(node: Node, other: Node) -> Node:
         size = len(_entries(other))
         if size in (2, 3) and symbols(node) and symbols(node) <= frozenset("jk"):
             return Node("tuple", tuple(_component(node, place) for place in range(size)), "()")
-    if named(other)[1].kind == "residue" and node.kind == "list" and len(_without_conditions(node)) == 1:
+    if named(other)[1].kind == "residue" and node.kind in ("list", "relation") and len(_without_conditions(node)) == 1:
         value = named(_without_conditions(node)[0])[1]
         (name,) = symbols(value) if len(symbols(value)) == 1 else ("",)
-        ends = [exact(value, {name: Fraction(place)}) for place in (0, 1, 2)] if name else [None]
+        ends = [exact(value, {name: Fraction(place)}) for place in (0, 1, 2)] if name in _PARAMETERS else [None]
         if None not in ends and ends[2] - ends[1] == ends[1] - ends[0] != 0:  # type: ignore[operator]
             return Node("residue", (number(ends[0]), number(abs(ends[1] - ends[0]))))  # type: ignore[arg-type, operator]
     return node
@@ -258,7 +259,7 @@ def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool 
 def _with_parameter(gold: Node, candidate: Node) -> Node:
     """The candidate with its whole-number parameter called as the gold's is: pi/4 + n pi for pi/4 + k pi."""
     ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
-    if len(ours) == len(theirs) == 1 and ours | theirs <= frozenset("klmnt"):
+    if len(ours) == len(theirs) == 1 and ours | theirs <= _PARAMETERS:
         return substitute(candidate, next(iter(theirs)), Node("symbol", (), next(iter(ours))))
     return candidate
 

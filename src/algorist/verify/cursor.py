@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fractions import Fraction
 
-from algorist.verify.nodes import Node
+from algorist.verify.nodes import Node, Unreadable, number
 from algorist.verify.tokens import OPENERS, Token
 from algorist.verify.words import FUNCTIONS
 
@@ -72,3 +74,23 @@ class Cursor:
     def _function_follows(self) -> bool:
         token = self._peek()
         return token is not None and token.text.removeprefix("\\") in FUNCTIONS
+
+    def _number(self, token: Token) -> Node:
+        """The number that stands here, a mixed one such as 1 1/2 whole."""
+        self._at += 1
+        text = token.text
+        if re.search(r"[eE]\+?\d{4}", text):
+            raise Unreadable("an exponent is too large")
+        if text.isdigit():
+            following, slash, below = self._peek(), self._peek(1), self._peek(2)
+            if following and following.kind == "number" and slash and slash.text == "/" and below:
+                whole = following.text.isdigit() and below.text.isdigit()
+                if not whole or not 0 < int(following.text) < int(below.text):
+                    raise Unreadable("two numbers stand side by side")
+                self._at += 3
+                return number(int(text) + Fraction(int(following.text), int(below.text)))
+            return number(int(text))
+        mantissa = re.split("[eE]", text)[0]
+        value = Fraction(text)
+        places = len(mantissa.partition(".")[2])
+        return number(value) if len(mantissa) < len(text) else Node("decimal", (), value, places)

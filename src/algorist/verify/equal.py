@@ -45,6 +45,7 @@ _OPTION = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|and|or|&)*\s*\(?[A-J]\)?)*")
+_SAYS = re.compile(r"(?!.*(?:\bnot\b|n't|\bnor\b|\bor\b|\bif\b))[^.,;:!?\\]{1,80} (?:is|are) ([^.,;:]+)")
 _WORDS, _A_WORD = re.compile(r"[^\W_][\w ',:-]*"), re.compile(r"[^\W\d_]{4}")
 _STYLES = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathsf|mbox|boxed)\s*\{([^{}]*)\}|\*\*|\$|\\[()\[\]]")
 
@@ -109,8 +110,11 @@ def by_reading(gold: str, candidate: str, conventions: Conventions = DEFAULT) ->
     """What `at_sight` leaves open, decided by reading both answers."""
     try:
         words = words_of(gold)
-        if words == words_of(candidate) and (gold == candidate or _is_prose(words)):
+        said = words_of(candidate)
+        if words == said and (gold == candidate or _is_prose(words)):
             return EQUAL
+        if _is_prose(words) and (sentence := _SAYS.fullmatch(said)) and words_of(sentence[1]) == words:
+            return EQUAL  # the function is even
         return _options(gold, candidate, conventions) or _mathematics(gold, candidate, conventions)
     except RecursionError:
         return None, "undecided"
@@ -173,7 +177,8 @@ def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome
     for own in golds:
         for other in candidates:
             verdict = _same(own, other, conventions)
-            if verdict and not conventions.unevaluated and is_number(own) and steps_left(other) > 1:
+            whole = own.kind == "number" and own.value.denominator == 1
+            if verdict and not conventions.unevaluated and is_number(own) and steps_left(other, whole=whole) > 1:
                 return False, "not evaluated"
             if verdict:
                 return EQUAL
@@ -215,7 +220,7 @@ def readings(answer: str) -> tuple[Node, ...]:
     return tuple(found)
 
 
-def steps_left(node: Node) -> int:
+def steps_left(node: Node, *, whole: bool = True) -> int:
     r"""Operations an answer leaves to do: none in 3/4 and 1.5 \times 10^3, one in 3 + 2, two in 17 \cdot 23 + 5."""
     if is_number(node) or node.kind in ("relation", "list", "set", "tuple", "matrix"):
         return 0
@@ -224,14 +229,14 @@ def steps_left(node: Node) -> int:
     own = {
         "sum": len(node.parts) - 1,
         "product": len(node.parts) - 1,
-        "quotient": 1,
+        "quotient": int(whole),
         "power": 1,
         "series": 2,
         "unread": 2,
     }
     heavy = node.kind == "function" and node.value not in ("root", "abs")
     here = 2 if heavy else int(node.kind == "function") or own.get(node.kind, 0)
-    return here + sum(steps_left(part) for part in node.parts)
+    return here + sum(steps_left(part) for part in node.parts)  # a division is only free at the top, where 3/7^2 has it
 
 
 def _power_of_ten(node: Node) -> bool:

@@ -257,9 +257,16 @@ def _derived(found: dict[str, Callable[..., Value]]) -> dict[str, Callable[..., 
     found["sgn"] = lambda x: (x > 0) - (x < 0)
     found["max"], found["min"] = max, min
     found["factorial"] = lambda x: own["gamma"](x + 1)
-    found["binom"] = lambda n, k: own["gamma"](n + 1) / own["gamma"](k + 1) / own["gamma"](n - k + 1)
+    found["binom"] = functools.partial(_binomial, own["gamma"])
     found["mod"] = lambda x, y: x - y * own["floor"](x / y)
     return found
+
+
+def _binomial(gamma: Callable[[Value], Value], n: Value, k: Value) -> Value:
+    """Zero where more are chosen than there are."""
+    if n == int(n.real) and k == int(k.real) and 0 <= n.real < k.real:
+        return 0 * n
+    return gamma(n + 1) / gamma(k + 1) / gamma(n - k + 1)
 
 
 def _root(square_root: Callable[[Value], Value], value: Value, degree: Value) -> Value:

@@ -85,7 +85,7 @@ def answer_in(text: str) -> Extraction:
     text = text.strip()
     if not text:
         return NOTHING
-    if " " not in text and "oxed" not in text and "<" not in text and "box" not in text:
+    if " " not in text and text.isascii() and "oxed" not in text and "<" not in text and "box" not in text:
         return Extraction(text, "bare")
     marked = _marked(text[-LONGEST_TEXT:])
     if marked is not None:

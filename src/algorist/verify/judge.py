@@ -52,7 +52,7 @@ Ask = Callable[[str], str]  # one prompt → what the judge says; called from ma
 _SENT = ("undecided", "rejected")
 _TRUSTED = ("rules", "judge")
 _MARK = "+judge:"
-_REJECTED = "different"  # how the rules' reason starts where an answer was found and is another one
+_REJECTED = ("different", "answer unreadable")  # the rules' reasons where an answer was found and is no equal one
 _PLACES = re.compile(r"\{(problem|reference|candidate)\}")
 # A space more changes no mathematics, but it breaks our own tags, and every <|im_end|>, </s>, [INST] or ◁think▷ that a
 # server's tokenizer would take for the end of our message.

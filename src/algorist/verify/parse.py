@@ -7,9 +7,6 @@ reads whole answers (read.py), because it may be a point, an interval or a set.
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-
 from algorist.verify.cursor import Cursor
 from algorist.verify.nodes import Node, Unreadable, bound_in, mixed, negative, number, powered, symbol, times
 from algorist.verify.tokens import Token
@@ -182,25 +179,6 @@ class Expression(Cursor):
         self._at = close + 1
         return Node("function", (found,), "abs")
 
-    def _number(self, token: Token) -> Node:
-        self._at += 1
-        text = token.text
-        if re.search(r"[eE]\+?\d{4}", text):
-            raise Unreadable("an exponent is too large")
-        if text.isdigit():
-            following, slash, below = self._peek(), self._peek(1), self._peek(2)
-            if following and following.kind == "number" and slash and slash.text == "/" and below:
-                whole = following.text.isdigit() and below.text.isdigit()
-                if not whole or not 0 < int(following.text) < int(below.text):
-                    raise Unreadable("two numbers stand side by side")
-                self._at += 3
-                return number(int(text) + Fraction(int(following.text), int(below.text)))
-            return number(int(text))
-        mantissa = re.split("[eE]", text)[0]
-        value = Fraction(text)
-        places = len(mantissa.partition(".")[2])
-        return number(value) if len(mantissa) < len(text) else Node("decimal", (), value, places)
-
     def _name(self, token: Token) -> Node:
         text = token.text
         if text in NAMED:
@@ -219,7 +197,12 @@ class Expression(Cursor):
             return Node("constant", (), text)
         if text in _UNKNOWN_FUNCTIONS and self._sees("("):
             return self._applied(text)
-        return symbol(text)
+        return self._chosen() if text == "C" and self._sees("(") else symbol(text)
+
+    def _chosen(self) -> Node:
+        """C(n, k) as the binomial coefficient; C(x + 1) as a product."""
+        inner = self._atom()
+        return Node("function", inner.parts, "binom") if inner.kind == "tuple" else times(symbol("C"), inner)
 
     def _applied(self, name: str) -> Node:
         inner = self._atom()

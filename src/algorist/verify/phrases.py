@@ -93,6 +93,7 @@ _NAMES = re.compile(
     r"(?<!\w)(?:is|are|equals?|gives?|giving|yields?|get|obtain|becomes|leaves|leaving|makes?) (?!not )"
 )
 _BOLD_CLOSES = re.compile(r"\*\*(?=[\s,.;:]|$)")
+_BOLD_WORD = re.compile(r"\*\*(Yes|No|True|False)\b[.,]?\*\*")
 _BOLD_END = re.compile(r"\*\*([^*\n]{1,60}?)[.:]?\*\*[.!]?$")
 _MARKUP = " \t\r\n*_`"
 
@@ -179,6 +180,8 @@ def concluded(text: str, *, affirmed: bool = False) -> str:
 
 def _last_said(sentence: str) -> str:
     """The value that a sentence ends with, after the last of its verbs that can name one, or in bold."""
+    if word := _BOLD_WORD.match(sentence):
+        return word.group(1)
     bold = _BOLD_END.search(sentence)
     if bold and len(_WORD.findall(bold.group(1))) <= 4:
         return bold.group(1).strip()

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from fractions import Fraction
 
 from algorist.verify.nodes import Node, Unreadable, number
 from algorist.verify.parse import Expression
 from algorist.verify.tokens import Token, pairs, plain, separate, tokens
+from algorist.verify.whole import as_a_whole, without_repeating
 from algorist.verify.words import CONDITIONS, CONNECTORS, NOISE, spelled_number, unit, words_of
 
 _SEPARATORS = frozenset((",", "&", r"\quad", r"\qquad", r"\\", r"\wedge", r"\vee"))
@@ -25,21 +25,9 @@ _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", 
     "aligned",
     "align",
 }
-_REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot|overbar)\s*\{?(\d+)\}?|\((\d+)\)(?!\s*[\d(]))")
-_TIME = re.compile(
-    r"(?:(\d{1,2})(?:\s*:\s*(\d\d))?[\s~]*)?(?:\\(?:text|mathrm)\{)?\s*(?:(noon)|(?<=[\d\s{])([aApP])\.?\s?[mM]\.?)\s*\}?"
-)
 _EVERYTHING = frozenset(("all", "any", "every", "each", "real", "integer", "integers", "constant", "arbitrary", r"\in"))
 _ALL_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}\.?")
-_BASE_IN_WORDS = re.compile(r"(\d+)[\s(]*(?:\\(?:text|mathrm)\{)?\s*(?:in\s+)?[bB]ase\s*[-\s}]\s*(\d+)\s*\}?\s*\)?")
 _SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_TO = re.compile(r"(\d+)\s+to\s+(\d+)")
-_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
-_DAY_OF_MONTH = re.compile(
-    r"(?:(\d{1,2})(?:st|nd|rd|th)?\s+(?:of\s+)?)?([A-Z][a-z]{2,8})\.?(?:\s+(\d{1,2})(?:st|nd|rd|th)?)?(?:,?\s+(\d{4}))?"
-)
-_ISO_DATE = re.compile(r"(\d{4})-(\d\d)-(\d\d)")
-_LETTERED_BASE = re.compile(r"[({]?(?:\\(?:text|mathrm)\{)?([0-9A-Z]*[A-Z][0-9A-Z]*)\}?\)?_\{?(?:\\text\{)?(\d+)\}*")
 
 
 def read(text: str, *, thousands: bool = True) -> Node:
@@ -51,21 +39,10 @@ def read(text: str, *, thousands: bool = True) -> Node:
         Unreadable where it cannot be read as mathematics, units or a spelled number; time is linear in the text.
     """
     whole = _ALL_TEXT.fullmatch(text.strip("$ "))
-    text = plain(whole[1] if whole else text).strip(" \n\t*").rstrip(".,;:\\ ")
-    if time := _TIME.fullmatch(text):
-        half = 12 if (time[3] or time[4]).lower() in ("p", "noon") else 0
-        return Node("time", (), (int(time[1] or 0) % 12 + half, int(time[2] or 0)))
-    if based := _BASE_IN_WORDS.fullmatch(text):
-        return Node("based", (), (based[1], int(based[2])))
-    if ratio := _TO.fullmatch(text):
-        text = f"{ratio[1]}:{ratio[2]}"
-    if date := _date(text):
-        return Node("date", (), date)
-    lettered = _LETTERED_BASE.fullmatch(text.strip("$ "))
-    if lettered and int(lettered[2]) > 10:
-        return Node("based", (), (lettered[1], int(lettered[2])))
-    if "." in text:
-        text = _REPEATING.sub(_repeating, text)
+    text = plain(whole[1] if whole else text).strip(" \n\t*_").rstrip(".,;:\\ ")
+    if known := as_a_whole(text):
+        return known
+    text = without_repeating(text)
     found = separate(tokens(text, thousands=thousands))
     if not found:
         raise Unreadable("is empty")
@@ -75,25 +52,6 @@ def read(text: str, *, thousands: bool = True) -> Node:
         found = _turned(found)  # ]0, 1[ is how the open interval is written in France
         match = pairs(found)
     return _Answer(found, match).answer(0, len(found))
-
-
-def _date(text: str) -> tuple[int, int, int] | None:
-    """(year or 0, month, day) of March 5, 2020, of 5 March and of 2020-03-05."""
-    if iso := _ISO_DATE.fullmatch(text):
-        return int(iso[1]), int(iso[2]), int(iso[3])
-    match = _DAY_OF_MONTH.fullmatch(text)
-    if match is None or (match[1] is None) == (match[3] is None) or match[2][:3].lower() not in _MONTHS.split():
-        return None
-    return int(match[4] or 0), _MONTHS.split().index(match[2][:3].lower()) + 1, int(match[1] or match[3])
-
-
-def _repeating(match: re.Match[str]) -> str:
-    r"""0.1\overline{6} as the fraction that it is."""
-    fixed, again = match[2], match[3] or match[4]
-    below = (10 ** len(again) - 1) * 10 ** len(fixed)
-    above = int((match[1] or "0") + fixed + again) - int((match[1] or "0") + fixed)
-    value = Fraction(above, below)
-    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if len(match[0]) < 40 else match[0]
 
 
 def _turned(found: list[Token]) -> list[Token]:
@@ -162,6 +120,7 @@ class _Answer:
         """One member of a list: a value, perhaps with noise before and a unit behind, or a relation."""
         while start < end and self._tokens[start].kind == "word" and self._tokens[start].text.lower() in NOISE:
             start += 1
+        start = self._value_begins(start, end)
         said = [at for at in self._top(start, end) if self._tokens[at].kind == "word"]
         if len(said) == end - start or (said and said[0] == start):
             return self._words(start, end)
@@ -174,6 +133,14 @@ class _Answer:
         if not said:
             return self._relation(start, end)
         return self._measured(start, end)
+
+    def _value_begins(self, start: int, end: int) -> int:
+        """Behind `The meeting point is`, where a value follows."""
+        at = start
+        while at < end and self._tokens[at].kind == "word":
+            at += 1
+        introduced = start < at < end and self._tokens[at - 1].text.lower() in ("is", "are", "equals")
+        return at if introduced else start
 
     def _words(self, start: int, end: int) -> Node:
         text = " ".join(token.text for token in self._tokens[start:end])

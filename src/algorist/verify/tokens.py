@@ -66,9 +66,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d.,])", r"\1\2"),
         (r"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|medspace|negthinspace|hfill|nonumber|newline)(?![A-Za-z])", " "),
         (r"\\\\\s*\[\d*\.?\d+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\"),  # a gap between rows
-        (r"\{:\}", ":"),
+        (r"(?:\\(?:text|mathrm))?\{\s*:\s*\}", ":"),
         (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|.)", ""),
         (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}|^([^{}]*)\\over(?![A-Za-z])([^{}]*)$", r"\\frac{\1\3}{\2\4}"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}|^([^{}]*)\\choose(?![A-Za-z])([^{}]*)$", r"\\binom{\1\3}{\2\4}"),
+        (
+            r"\\[dt]?frac\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([a-zA-Z ]+)\}\s*\}",
+            r"\\text{ \1/\2}",
+        ),
         (r"(?<!\\)\{\}", ""),
         (r"\{(or|and|,)\}", r" \1 "),
         (r"\\(q?quad)(?=[A-Za-z])", r"\\\1 "),
@@ -80,7 +85,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _IMAGINARY = re.compile(r"(?<=\*)I(?![A-Za-z])|(?<![A-Za-z])I(?=\*)")  # as computer algebra prints it
 _LOST_ROW = re.compile(r"(?<!\\)\\(?=[-+]?[\d.])")
 _MODULO = re.compile(r"\(\s*(?:\\(?:text|mathrm|operatorname)\{\s*mod\s*\}|\\?mod)\s*([^()]*)\)")
-_BASE_OF_GROUP = re.compile(r"\((\d+)\)_")
+_BASE_OF_GROUP = re.compile(r"\(\s*(\d+)\s*\)\s*_")
 _GLUED = re.compile(r"(?<=[\d)}])(or|and)(?=[\dA-Z(\\-])")  # 1orW(x)
 _THREES = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,])")
 _WRAPPERS = re.compile(
