@@ -93,6 +93,7 @@ class Pool:
         self._memory_mib = memory_mib
         self._conventions = conventions
         self._known: dict[Pair, Outcome] = {}
+        self._alone: set[Pair] = set()  # pairs of which one has killed a worker; each is asked by itself
         self._workers: list[_Worker] = []
         self._turn = threading.Lock()
         self._at_exit = weakref.finalize(self, _stop_all, self._workers, os.getpid())
@@ -168,6 +169,7 @@ class Pool:
         waiting = deque(dict.fromkeys(pairs))
         with self._turn:
             try:
+                self._alone.clear()
                 while waiting or any(worker.tasks for worker in self._workers):
                     self._hand_out(waiting)
                     found.update(self._collect(waiting))
@@ -187,10 +189,14 @@ class Pool:
                 continue
             # A fair share, so that the last pairs do not queue behind one worker while others have none.
             share = max(1, min(AHEAD - len(worker.tasks), len(waiting) // self._most))
+            if worker.tasks and (worker.tasks[0] in self._alone or waiting[0] in self._alone):
+                continue
             room = PIPE - sum(len(gold) + len(answer) for gold, answer in worker.tasks)
             batch: list[Pair] = []
             while waiting and len(batch) < share and (room > 0 or not (batch or worker.tasks)):
                 batch.append(waiting.popleft())
+                if batch[-1] in self._alone or (waiting and waiting[0] in self._alone):
+                    break
                 room -= len(batch[-1][0]) + len(batch[-1][1])
             if not batch:
                 continue
@@ -217,6 +223,9 @@ class Pool:
             for said in _hear(worker):
                 if not worker.ready:
                     _expect_ready(worker, said, self._memory_mib)
+                elif said is None and len(worker.tasks) > 1:  # it had not sent all its replies: which pair killed it?
+                    self._alone.update(worker.tasks)
+                    self._give_up(worker, waiting)
                 elif worker.tasks:
                     took = time.monotonic() - worker.deadline + self._seconds
                     found[worker.tasks.popleft()] = (said[:2], said[2]) if said else (CRASHED, took)

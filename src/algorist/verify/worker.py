@@ -10,36 +10,77 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from algorist.verify.conventions import Conventions
 from algorist.verify.equal import Outcome, by_reading
 
 CRASHED: Outcome = (None, "crashed")
+TOGETHER = 0.003  # seconds for which a reply may wait for others
+
+
+class Replies:
+    """Replies on their way to the parent, a few at a time: it would wake up for each, and wants the processor less."""
+
+    def __init__(self) -> None:
+        self._file = os.dup(1)
+        os.dup2(2, 1)  # what anybody prints must not be taken for a reply
+        self._waiting: list[bytes] = []
+        self._since = 0.0
+
+    def add(self, *reply: object) -> None:
+        """Send a reply, soon."""
+        if not self._waiting:
+            self._since = time.perf_counter()
+        self._waiting.append(json.dumps(reply).encode() + b"\n")
+        if time.perf_counter() - self._since > TOGETHER:
+            self.send()
+
+    def send(self, *_: object) -> None:
+        """Send what waits. Also called by the alarm, which may interrupt `add` and this function anywhere."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            os.write(self._file, b"".join(waiting))
 
 
 def serve(memory_mib: int, seconds: float, conventions: Conventions) -> None:
     """The life of a worker: limit itself, warm up, say so, then answer each line of stdin until there are no more."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what anybody prints must not be taken for a reply
+    replies = Replies()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the parent, which then kills us
+    signal.signal(signal.SIGALRM, replies.send)  # so that a pair that hangs is the first without a reply
     try:
         _limit_memory(memory_mib)
         by_reading(r"\frac{\sqrt{x}+1}{2}", r"0.5\sqrt{x}+0.5")  # imports what the first comparison needs
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent turns it into a RunError
-        replies.write(json.dumps([False, f"{type(error).__name__}: {error}", 0.0]).encode() + b"\n")
+        replies.add(False, f"{type(error).__name__}: {error}", 0.0)
+        replies.send()
         return
-    replies.write(json.dumps([True, "ready", 0.0]).encode() + b"\n")
-    for line in sys.stdin.buffer:
+    replies.add(True, "ready", 0.0)
+    for line in _lines(replies):
         gold, answer = json.loads(line)
-        # Should the parent be killed while we hang, nobody else ends us. The default action works inside C code too.
-        signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 10)
+        signal.setitimer(signal.ITIMER_REAL, seconds / 20)
+        # Should the parent be killed while we compute, nobody else ends us. The default action works in C code too.
+        signal.setitimer(signal.ITIMER_PROF, 2 * seconds + 10)
         begun = time.perf_counter()
         try:
             outcome = by_reading(gold, answer, conventions)
         except Exception:  # noqa: BLE001 - memory may run out anywhere; the verdict says so
             outcome = CRASHED
+        replies.add(*outcome, time.perf_counter() - begun)
+
+
+def _lines(replies: Replies) -> Iterator[bytes]:
+    """The lines of stdin as they come; while none is there, no reply is held back."""
+    unread = b""
+    while True:
+        *lines, unread = unread.split(b"\n")
+        yield from lines
         signal.setitimer(signal.ITIMER_REAL, 0)
-        replies.write(json.dumps([*outcome, time.perf_counter() - begun]).encode() + b"\n")
+        replies.send()
+        heard = os.read(0, 1 << 16)
+        if not heard:
+            return
+        unread += heard
 
 
 def _limit_memory(memory_mib: int) -> None:
