@@ -20,6 +20,7 @@ _DECLARES = re.compile(
     rf"|\banswers?[\s*_]{{0,8}}{_SIGNS}"
     r"|\banswers?[\s*_]{0,8}(?=\$|\\\(|\\\[)"
     r"|^[\s#*_>✅]{0,12}(?:the )?(?:final |correct )?answers?[\s*_]{0,8}$"
+    r"|\bsolution:\s{0,4}(?=(?:choice|option)[\s_\\])"
     rf"|\b(?:correct|right|best) (?:option|choice)[\s*_]{{0,4}}{_SIGNS}"
     r"|(?:最终|正确)?答案(?:应该)?(?:是|为|為|應為|应为|[:：])|故选[:：]?|答え(?:は|[:：])|(?:정답|답)(?:은|[:：])"
     r"|\br[ée]ponse (?:finale |correcte )?est\b|\bantwort (?:ist|lautet)\b|\brespuesta (?:final |correcta )?es\b"
@@ -74,7 +75,7 @@ _ADVERBS = re.compile(
     re.IGNORECASE,
 )
 _TORN = re.compile(r"\\[()\[\]]")
-_CHOICE = re.compile(r"(?:option|choice)[\s_]+\(?([A-J])\)?(?![\w(])", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:option|choice)[\s_\\]+\(?([A-J])\)?(?![^\W_]|\()", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![A-Za-z\d_.])[-−+]?[$€£¥]?(?:\d{1,3}(?: \d{3})+(?!\w)|\.?\d[A-Za-z\d_²³.,/^*%°π√€!:]*)")
 _WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|log|ln|sqrt|pi|exp|mod|max|min|lim|inf)\b)[^\W\d_]{2,}")
 _VERB = re.compile(
