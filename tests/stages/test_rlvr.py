@@ -25,6 +25,7 @@ from algorist.stages import rlvr
 from algorist.stages.groups import Sampler
 from algorist.toy import base
 from algorist.verify import pool as verify
+from algorist.verify.conventions import Conventions
 from algorist.verify.pool import Pool
 
 ASKED = "How many points does {} have?"
@@ -81,7 +82,7 @@ def made(root: Path, parent: Parent, learned: list[Problem] | None = None, batch
     defaults = {"max_tokens": 20, "group_size": 8, "oversample": 16, "max_prompt_accuracy": 0.8, "prompts": prompts}
     settings = rlvr.Settings(**{**defaults, **keys})
     training = replace(rlvr.STAGE.training, batch_size=batch_size, tokens_per_batch=60)
-    values = {"rlvr": (settings, training), "verify": (verify.Settings(),)}
+    values = {"rlvr": (settings, training), "verify": (verify.Settings(), Conventions())}
     run = Run(Recipe(root / "r.toml", "test", 1, values), root, rlvr.STAGE, str(parent[0]), parent[1], "float32")
     if not (root / "problems").exists():
         store.write(root / "problems", Problem, ALL)
