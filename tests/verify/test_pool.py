@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -188,3 +189,26 @@ def test_a_rollout_without_a_gold_answer_is_refused() -> None:
 def test_a_worker_that_cannot_start_is_an_error_not_a_verdict() -> None:
     with Pool(workers=1, memory_mib=8) as tight, pytest.raises(RunError, match="a worker could not start"):
         judge(tight, ("x+1", r"\boxed{1+x}"))
+
+
+def test_an_alarm_at_any_moment_loses_no_reply(tmp_path: Path) -> None:
+    """Alarms as fast as the system sends them, through queueing and sending; each reply arrives once."""
+    script = (
+        "import os, signal, time\n"
+        "from algorist.verify.worker import Replies\n"
+        "replies = Replies()\n"
+        "signal.signal(signal.SIGALRM, replies.send)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 1e-5, 1e-5)\n"
+        "for number in range(30_000):\n    replies.add(number, True, 'equal', 0.0)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "replies.send()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
+    numbers = [json.loads(line)[0] for line in done.stdout.splitlines()]
+    assert sorted(numbers) == list(range(30_000))
+
+
+def test_answers_whose_letters_take_twelve_bytes_fill_no_pipe(pool: Pool) -> None:
+    wide = "\U0001f600" * 1_990
+    verdicts = judge(pool, ("1", HANGS), *((f"z+{i}", rf"\boxed{{{wide}{i}}}") for i in range(12)))
+    assert [verdict.right for verdict in verdicts] == [None] + [False] * 12

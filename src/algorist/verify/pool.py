@@ -39,12 +39,12 @@ START_SECONDS = 120.0  # for a worker to be ready, on a machine busy with other 
 TASKS_PER_WORKER = 20_000  # whatever grows in a worker goes with it; it is replaced after so many comparisons
 AHEAD = 32  # pairs that a worker holds at most
 WORKER = "algorist.verify.worker"  # the module that a worker runs
-PIPE = 5_000  # characters that they hold together: escaped, they still fit into a pipe, so that no write waits
+PIPE = 60_000  # bytes on their way to a worker: they fit into a pipe, so that no write waits for a worker that hangs
 KNOWN = 200_000  # outcomes remembered
 
 Pair = tuple[str, str]  # (gold, answer)
 Timed = tuple[Outcome, float]  # and the seconds it took
-Said = tuple[bool | None, str, float]  # the same, as a worker writes it
+Said = tuple[int, bool | None, str, float]  # the same, with the pair's number, as a worker writes it
 
 _TIMED_OUT: Outcome = (None, "timed out")
 
@@ -68,7 +68,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     deadline: float  # monotonic seconds; by when it must be ready, or have answered once more
     ready: bool = False
-    tasks: deque[Pair] = field(default_factory=deque)
+    tasks: dict[int, Pair] = field(default_factory=dict)  # by the number under which each was handed out
+    next: int = 0
     done: int = 0
     unread: bytes = b""
 
@@ -184,25 +185,16 @@ class Pool:
         for worker in [worker for worker in self._workers if worker.ready and len(worker.tasks) <= AHEAD // 2]:
             if not waiting:
                 return
-            if worker.done >= TASKS_PER_WORKER and not worker.tasks:
-                self._drop(worker)
+            if worker.done >= TASKS_PER_WORKER:
+                if not worker.tasks:
+                    self._drop(worker)
                 continue
-            # A fair share, so that the last pairs do not queue behind one worker while others have none.
-            share = max(1, min(AHEAD - len(worker.tasks), len(waiting) // self._most))
-            if worker.tasks and (worker.tasks[0] in self._alone or waiting[0] in self._alone):
-                continue
-            room = PIPE - sum(len(gold) + len(answer) for gold, answer in worker.tasks)
-            batch: list[Pair] = []
-            while waiting and len(batch) < share and (room > 0 or not (batch or worker.tasks)):
-                batch.append(waiting.popleft())
-                if batch[-1] in self._alone or (waiting and waiting[0] in self._alone):
-                    break
-                room -= len(batch[-1][0]) + len(batch[-1][1])
+            batch = self._batch(worker, waiting)
             if not batch:
                 continue
             if not worker.tasks:
                 worker.deadline = time.monotonic() + self._seconds
-            worker.tasks.extend(batch)
+            worker.tasks.update(batch)
             if not _send(worker, batch):
                 self._give_up(worker, waiting)
         starting = sum(not worker.ready for worker in self._workers)
@@ -210,9 +202,27 @@ class Pool:
         for _ in range(min(self._most - len(self._workers), wanted)):
             self._workers.append(_start(self._memory_mib, self._seconds, self._conventions))
 
+    def _batch(self, worker: _Worker, waiting: deque[Pair]) -> dict[int, Pair]:
+        """The next pairs for a worker, numbered: as many as its pipe takes with those it holds, or one asked alone."""
+        if worker.tasks and not self._alone.isdisjoint((waiting[0], *worker.tasks.values())):
+            return {}
+        # A fair share, so that the last pairs do not queue behind one worker while others have none.
+        share = max(1, min(AHEAD - len(worker.tasks), len(waiting) // self._most))
+        room = PIPE - sum(len(_line(*task)) for task in worker.tasks.items())
+        batch: dict[int, Pair] = {}
+        while waiting and len(batch) < share:
+            room -= len(_line(worker.next, waiting[0]))
+            if (room < 0 or waiting[0] in self._alone) and (batch or worker.tasks):
+                break
+            batch[worker.next] = waiting.popleft()
+            worker.next += 1
+            if batch[worker.next - 1] in self._alone:
+                break
+        return batch
+
     def _give_up(self, worker: _Worker, waiting: deque[Pair]) -> None:
-        """Kill a worker; the pairs it has not come to go back to the head of the queue."""
-        waiting.extendleft(reversed(worker.tasks))
+        """Kill a worker; the pairs it has not answered go back to the head of the queue."""
+        waiting.extendleft(reversed(worker.tasks.values()))
         self._drop(worker)
 
     def _collect(self, waiting: deque[Pair]) -> dict[Pair, Timed]:
@@ -223,19 +233,15 @@ class Pool:
             for said in _hear(worker):
                 if not worker.ready:
                     _expect_ready(worker, said, self._memory_mib)
-                elif said is None and len(worker.tasks) > 1:  # it had not sent all its replies: which pair killed it?
-                    self._alone.update(worker.tasks)
-                    self._give_up(worker, waiting)
-                elif worker.tasks:
-                    took = time.monotonic() - worker.deadline + self._seconds
-                    found[worker.tasks.popleft()] = (said[:2], said[2]) if said else (CRASHED, took)
+                elif said is None:
+                    found.update(self._blame(worker, waiting, CRASHED))
+                elif said[0] in worker.tasks:
+                    found[worker.tasks.pop(said[0])] = (said[1:3], said[3])
                     worker.done += 1
                     worker.deadline = time.monotonic() + self._seconds
-                    if said is None or said[:2] == CRASHED:
+                    if said[1:3] == CRASHED:  # it may be short of memory for good
                         self._give_up(worker, waiting)
                         break
-                else:  # it died after its last answer
-                    self._drop(worker)
         for worker in [worker for worker in busy if worker in self._workers and time.monotonic() >= worker.deadline]:
             if not worker.ready:
                 raise RunError(
@@ -243,8 +249,17 @@ class Pool:
                     "The machine may be overloaded; run the same command again, or with fewer workers."
                 )
             if worker.tasks:
-                found[worker.tasks.popleft()] = (_TIMED_OUT, time.monotonic() - worker.deadline + self._seconds)
-                self._give_up(worker, waiting)
+                found.update(self._blame(worker, waiting, _TIMED_OUT))
+        return found
+
+    def _blame(self, worker: _Worker, waiting: deque[Pair], outcome: Outcome) -> dict[Pair, Timed]:
+        """Give a worker up. Which of several pairs it was, nobody knows: replies may be lost. Each is asked alone."""
+        took = time.monotonic() - worker.deadline + self._seconds
+        found = {pair: (outcome, took) for pair in worker.tasks.values()} if len(worker.tasks) == 1 else {}
+        if found:
+            worker.tasks.clear()
+        self._alone.update(worker.tasks.values())
+        self._give_up(worker, waiting)
         return found
 
     def _drop(self, worker: _Worker) -> None:
@@ -256,24 +271,31 @@ class Pool:
 def _start(memory_mib: int, seconds: float, conventions: Conventions) -> _Worker:
     """A new worker, which is not ready yet. It imports from where we import, whatever put us there."""
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", WORKER, str(memory_mib), str(seconds), json.dumps(asdict(conventions))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", WORKER, str(memory_mib), str(seconds), json.dumps(asdict(conventions))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+    except OSError as error:
+        raise RunError(f"verify: no worker could be started ({error.strerror}). Free memory or processes.") from None
     return _Worker(process, deadline=time.monotonic() + START_SECONDS)
 
 
-def _send(worker: _Worker, pairs: Sequence[Pair]) -> bool:
+def _line(number: int, pair: Pair) -> bytes:
+    return json.dumps([number, *pair]).encode() + b"\n"
+
+
+def _send(worker: _Worker, batch: Mapping[int, Pair]) -> bool:
     """Write pairs to a worker; False where it has died."""
     assert worker.process.stdin is not None
     if worker.process.poll() is not None:
         return False
     try:
-        worker.process.stdin.write(b"".join(json.dumps(pair).encode() + b"\n" for pair in pairs))
+        worker.process.stdin.write(b"".join(_line(*task) for task in batch.items()))
     except BrokenPipeError:
         return False
     return True
@@ -296,15 +318,15 @@ def _hear(worker: _Worker) -> list[Said | None]:
     if not heard:
         return [None]
     *lines, worker.unread = (worker.unread + heard).split(b"\n")
-    return [(right, reason, seconds) for right, reason, seconds in map(json.loads, lines)]
+    return [(number, right, reason, seconds) for number, right, reason, seconds in map(json.loads, lines)]
 
 
 def _expect_ready(worker: _Worker, said: Said | None, memory_mib: int) -> None:
     """Take a worker's first message; None, or a worker that could not set itself up, is an error the user can mend."""
-    if said and said[1] == "ready":
+    if said and said[1:3] == (True, "ready"):
         worker.ready = True
         return
-    why = said[1] if said else f"it died with status {worker.process.wait()}"
+    why = said[2] if said else f"it died with status {worker.process.wait()}"
     raise RunError(
         f"verify: a worker could not start ({why}). "
         f"It needs mpmath and at most {memory_mib} MiB; install algorist again, or raise the memory limit."
