@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +41,28 @@ def rows(name: str) -> list[tuple[str, str, bool | None, str]]:
 @pytest.mark.parametrize(("gold", "answer", "right", "reason"), rows("equal.tsv"))
 def test_verdict_and_reason(gold: str, answer: str, right: bool | None, reason: str) -> None:
     assert equal(gold, answer) == (right, reason)
+
+
+def near() -> list[tuple[str, str, bool]]:
+    lines = (CASES / "near.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [(gold, answer, verdict == "right") for gold, answer, verdict in (line.split("\t") for line in lines)]
+
+
+@pytest.mark.parametrize(("gold", "answer", "right"), near())
+def test_what_a_reviewer_was_paid_for(gold: str, answer: str, right: bool) -> None:
+    """Mistakes that an honest model makes and that once passed, and what must pass beside them."""
+    assert (judge(gold, rf"\boxed{{{answer}}}", "completion").right is True) == right
+
+
+@pytest.mark.parametrize(
+    "unit", ["x<", "x^2<3,", r"\sin(x^2)+\cos(17x)>0.1,", " ", "x^", "-", r"\sqrt", "1 ", "(A)", "2:"]
+)
+def test_no_answer_takes_long(unit: str) -> None:
+    answer = (unit * LONGEST_ANSWER)[: LONGEST_ANSWER - 2]
+    started = time.perf_counter()
+    for gold in ("3", "x+1", "(1,2)"):
+        equal(gold, f"{answer}3")
+    assert time.perf_counter() - started < 2.0
 
 
 def classes() -> list[dict[str, object]]:

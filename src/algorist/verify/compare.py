@@ -6,33 +6,24 @@ gold, but not fewer than were asked; a gold that cannot be computed leaves the q
 
 from __future__ import annotations
 
-from fractions import Fraction
-from itertools import pairwise
-
 from algorist.verify.conventions import Conventions
 from algorist.verify.equations import same_equation, same_inequality
-from algorist.verify.exact import exact
-from algorist.verify.identity import same_value
 from algorist.verify.matrices import computed
-from algorist.verify.nodes import Node, negative, number, opaque, substitute, symbols, walk
+from algorist.verify.names import COLLECTIONS, is_name, named, without_conditions
+from algorist.verify.nodes import Node, negative, opaque, symbols, walk
+from algorist.verify.recast import recast, renamed, with_parameter
 from algorist.verify.regions import INEQUALITIES, is_region, region, same_region
 from algorist.verify.values import same_single
 
 _MOST_MEMBERS = 200
 _MOST_SIGNS = 4
-_PARAMETERS = frozenset("klmnt")  # letters for any whole number
-_COLLECTIONS = ("list", "set")
-
-
-class Contradiction(Exception):
-    """An answer that denies itself: 41 = 42."""
 
 
 def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """Whether a candidate says what the gold answer says; None where that cannot be seen."""
     if gold == candidate:
         return True
-    gold, candidate = _alike(gold, candidate), _alike(candidate, gold)
+    gold, candidate = recast(gold, candidate), recast(candidate, gold)
     regions = _regions(gold, candidate, conventions)
     if regions is not None:
         return regions
@@ -40,38 +31,14 @@ def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
         return _relations(gold, candidate, conventions)
     gold, candidate = _members(gold), _members(candidate)
     for one in (gold, candidate):
-        if one.kind in _COLLECTIONS and len(one.parts) > _MOST_MEMBERS:
+        if one.kind in COLLECTIONS and len(one.parts) > _MOST_MEMBERS:
             return None
-    if gold.kind in _COLLECTIONS or candidate.kind in _COLLECTIONS:
+    if gold.kind in COLLECTIONS or candidate.kind in COLLECTIONS:
         return _collections(gold, candidate, conventions)
     gold, candidate = computed(gold), computed(candidate)
     if "matrix" in (gold.kind, candidate.kind) or "tuple" in (gold.kind, candidate.kind):
         return _in_order(_entries(gold), _entries(candidate), conventions) if _same_shape(gold, candidate) else False
     return same_single(gold, candidate, conventions)
-
-
-def _alike(node: Node, other: Node) -> Node:
-    """A vector of i, j and k as a tuple, and 7k + 3 with a whole k as a residue, where the other side is one."""
-    if other.kind in ("tuple", "matrix") and node.kind in ("sum", "product", "negative"):
-        size = len(_entries(other))
-        if size in (2, 3) and symbols(node) and symbols(node) <= frozenset("jk"):
-            return Node("tuple", tuple(_component(node, place) for place in range(size)), "()")
-    if named(other)[1].kind == "residue" and node.kind in ("list", "relation") and len(_without_conditions(node)) == 1:
-        value = named(_without_conditions(node)[0])[1]
-        (name,) = symbols(value) if len(symbols(value)) == 1 else ("",)
-        ends = [exact(value, {name: Fraction(place)}) for place in (0, 1, 2)] if name in _PARAMETERS else [None]
-        if None not in ends and ends[2] - ends[1] == ends[1] - ends[0] != 0:  # type: ignore[operator]
-            return Node("residue", (number(ends[0]), number(abs(ends[1] - ends[0]))))  # type: ignore[arg-type, operator]
-    return node
-
-
-def _component(node: Node, place: int) -> Node:
-    """What stands before i, j or k."""
-    if node == Node("constant", (), "i"):
-        return number(int(place == 0))
-    if node.kind == "symbol":
-        return number(int("ijk"[place] == node.value))
-    return node._replace(parts=tuple(_component(part, place) for part in node.parts))
 
 
 def _regions(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
@@ -90,7 +57,7 @@ def _regions(gold: Node, candidate: Node, conventions: Conventions) -> bool | No
 
 def _without_name(node: Node) -> Node:
     """The right side of D = (0, 1); everything else as it is."""
-    if node.kind == "relation" and node.value == ("=",) and _is_name(node.parts[0]):
+    if node.kind == "relation" and node.value == ("=",) and is_name(node.parts[0]):
         return node.parts[1]
     return node
 
@@ -103,58 +70,6 @@ def _is_inequality(node: Node) -> bool:
     return node.kind == "relation" and any(operator in INEQUALITIES for operator in node.value)
 
 
-def _is_name(node: Node) -> bool:
-    r"""Whether a side only names what the other side gives: x, a_3, f(x), AB, |AB|, P(A), \tan A."""
-    if node.kind in ("symbol", "indexed", "applied"):
-        return True
-    if node.kind == "function" and node.value == "abs":  # |AB| is a length, |x| = 3 an equation
-        inner = node.parts[0]
-        return inner.kind == "product" and all(part.kind == "symbol" and part.value.isupper() for part in inner.parts)
-    if node.kind == "function":
-        return node.value not in ("root", "det") and all(_is_name(part) for part in node.parts)
-    if node.kind in ("product", "ratio", "quotient", "tuple", "list"):
-        return all(_is_name(part) for part in node.parts)
-    return False
-
-
-def named(node: Node) -> tuple[Node | None, Node]:
-    r"""(name, value) of `x = 3`, `e^{i\pi} = -1`, `\frac{\sqrt3}{3} \approx 0.577`; (None, node) of other nodes.
-
-    Raises:
-        Contradiction where the sides are numbers that differ.
-    """
-    if node.kind != "relation" or not all(operator in ("=", r"\approx", r"\equiv") for operator in node.value):
-        return None, node
-    sides = [node.parts[0]]
-    for operator, side in zip(node.value, node.parts[1:], strict=True):
-        if operator == r"\approx" and not _is_name(sides[0]):
-            break
-        if operator == r"\approx" and len(sides) > 1:
-            break
-        sides.append(side)
-    name: Node | None = None
-    if len(sides) > 1 and _is_name(sides[0]) and not (_is_name(sides[-1]) and sides[0].kind == "ratio"):
-        name, sides = sides[0], sides[1:]
-    elif len(sides) > 1 and _is_name(sides[-1]):
-        name, sides = sides[-1], sides[:-1]
-    if len(sides) == 1:
-        return name, sides[0]
-    return _chain(name, sides, node)
-
-
-def _chain(name: Node | None, sides: list[Node], node: Node) -> tuple[Node | None, Node]:
-    """What several sides that are no names come to, if they are one value: 3 + 4 = 7, a + b = 3 + 4 = 7."""
-    if len(sides) > 2 and symbols(sides[0]) and not any(symbols(side) for side in sides[1:]):
-        sides = sides[1:]
-    for left, right in pairwise(sides):
-        agree = None if any(part.kind == "unread" for part in walk(left)) else same_value(left, right)
-        if agree is False:
-            if symbols(left) or symbols(right):
-                return None, node  # an equation that says something: 2x + z = 1
-            raise Contradiction
-    return name, sides[-1]
-
-
 def _relations(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """At least one side is an equation, or an inequality in several variables."""
     name, value = named(gold)
@@ -163,9 +78,12 @@ def _relations(gold: Node, candidate: Node, conventions: Conventions) -> bool | 
         if _is_inequality(gold) or _is_inequality(candidate):
             return same_inequality(gold, candidate)
         if name is not None and other is not None:
-            renamed = _renamed(name, other, answer)
-            verdict = None if renamed is None else same(value, renamed, conventions)
-            if verdict or (verdict is not None and value.kind in ("tuple", "matrix", *_COLLECTIONS)):
+            theirs = renamed(name, other, answer)
+            if theirs is None and name.kind == other.kind == "applied" and name.value == other.value:
+                return False  # f(2) = 5 says nothing of f(3)
+            verdict = None if theirs is None else same(value, theirs, conventions)
+            alone = name == other and not symbols(name) & (symbols(value) | symbols(answer))
+            if verdict or (verdict is not None and (alone or value.kind in ("tuple", "matrix", *COLLECTIONS))):
                 return verdict
         if gold.value == candidate.value == ("=",):
             return same_equation(gold, candidate)
@@ -178,35 +96,12 @@ def _relations(gold: Node, candidate: Node, conventions: Conventions) -> bool | 
     return same(value, answer, conventions)
 
 
-def _renamed(name: Node, other: Node, answer: Node) -> Node | None:
-    """The candidate's value in the gold's variables, where both define the same: f(t) = t + 1 for f(x) = x + 1."""
-    if name == other:
-        return answer
-    if (
-        name.kind == other.kind
-        and name.kind in ("applied", "indexed")
-        and name.value == other.value
-        and len(name.parts) == len(other.parts)
-    ):
-        for ours, theirs in zip(name.parts, other.parts, strict=True):
-            if ours.kind != "symbol" or theirs.kind != "symbol":
-                return None
-            answer = substitute(answer, theirs.value, ours)
-        return answer
-    functions = name.kind in ("applied", "product") and other.kind in ("applied", "product")
-    if functions and name.parts[0] == other.parts[0] and len(name.parts) == len(other.parts) == 2:
-        ours, theirs = name.parts[1], other.parts[1]
-        if ours.kind == theirs.kind == "symbol":
-            return substitute(answer, theirs.value, ours)
-    return answer if {name.kind, other.kind} == {"applied", "symbol"} else None
-
-
 def _members(node: Node) -> Node:
     """Both values of what holds a plus-minus sign, as a list; the only member of a list or set of one."""
-    if node.kind in _COLLECTIONS and len(node.parts) == 1:
+    if node.kind in COLLECTIONS and len(node.parts) == 1:
         return node.parts[0]
-    if node.kind in (*_COLLECTIONS, "tuple", "relation", "matrix"):
-        if node.kind in _COLLECTIONS and any(_signs(part) for part in node.parts):
+    if node.kind in (*COLLECTIONS, "tuple", "relation", "matrix"):
+        if node.kind in COLLECTIONS and any(_signs(part) for part in node.parts):
             found = [_members(named(part)[1]) if _signs(part) else part for part in node.parts]
             return node._replace(parts=tuple(m for one in found for m in (one.parts if one.kind == "list" else (one,))))
         return node
@@ -230,20 +125,22 @@ def _signed(node: Node, sign: int) -> Node:
 
 def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """Lists and sets. What has names is matched by name, what has none by value, in order where one side is ordered."""
-    ours, theirs = _without_conditions(gold), _without_conditions(candidate)
+    ours, theirs = without_conditions(gold), without_conditions(candidate)
     if len(ours) == len(theirs) == 1:
-        return same(ours[0], _with_parameter(ours[0], theirs[0]), conventions)
+        return same(ours[0], with_parameter(ours[0], theirs[0]), conventions)
     mine, yours = [named(part) for part in ours], [named(part) for part in theirs]
     names = [[name for name, _ in side if name is not None] for side in (mine, yours)]
     several = [len(set(side)) > 1 and len(side) == len(whole) for side, whole in zip(names, (mine, yours), strict=True)]
     if all(several) and set(names[0]) == set(names[1]) and len(names[0]) == len(set(names[0])):
         given = {name: value for name, value in yours}
         return _all_of(same(value, given[name], conventions) for name, value in mine)
+    if all(several):
+        return False  # x = 3, y = 4 says nothing of a and b
     values = [value for _, value in mine], [value for _, value in yours]
     ordered = "tuple" in (gold.kind, candidate.kind) or any(several) or conventions.ordered_lists
     if any(node.kind == "tuple" and node.value == "[]" and len(node.parts) == 2 for node in (gold, candidate)):
         return False  # [1, 2] is an interval
-    if {gold.kind, candidate.kind} == {"tuple", "set"}:
+    if "set" in (gold.kind, candidate.kind) and {"tuple", "matrix"} & {gold.kind, candidate.kind}:
         if not conventions.tuple_as_set:
             return False
         ordered = False
@@ -253,23 +150,11 @@ def _collections(gold: Node, candidate: Node, conventions: Conventions) -> bool 
         values, ordered = (_entries(gold) or values[0], _entries(candidate) or values[1]), True
     elif "tuple" in (gold.kind, candidate.kind):
         values = (_entries(gold) or values[0], _entries(candidate) or values[1])
-    return _in_order(*values, conventions) if ordered else _in_any_order(*values, conventions)
-
-
-def _with_parameter(gold: Node, candidate: Node) -> Node:
-    """The candidate with its whole-number parameter called as the gold's is: pi/4 + n pi for pi/4 + k pi."""
-    ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
-    if len(ours) == len(theirs) == 1 and ours | theirs <= _PARAMETERS:
-        return substitute(candidate, next(iter(theirs)), Node("symbol", (), next(iter(ours))))
-    return candidate
-
-
-def _without_conditions(node: Node) -> list[Node]:
-    """The members of a collection without `k \\in \\mathbb{Z}`, which only says what k is."""
-    if node.kind not in _COLLECTIONS:
-        return [node]
-    rest = [part for part in node.parts if not (part.kind == "relation" and part.parts[-1].kind == "numbers")]
-    return rest or list(node.parts)
+    if ordered:
+        return _in_order(*values, conventions)
+    if "set" in (gold.kind, candidate.kind):
+        values = (_once(values[0], conventions), _once(values[1], conventions))
+    return _in_any_order(*values, conventions)
 
 
 def _in_order(gold: list[Node], candidate: list[Node], conventions: Conventions) -> bool | None:
@@ -279,8 +164,8 @@ def _in_order(gold: list[Node], candidate: list[Node], conventions: Conventions)
 
 
 def _in_any_order(gold: list[Node], candidate: list[Node], conventions: Conventions) -> bool | None:
-    """As sets: every gold member is met by one of the candidate's, and no other is left over."""
-    gold, left = _once(gold, conventions), _once(candidate, conventions)
+    """Every gold member is met by one of the candidate's, and no other is left over."""
+    left = list(candidate)
     if len(gold) != len(left):
         return False
     for member in gold:

@@ -14,7 +14,7 @@ class Conventions:
     percent: bool = True  # the sign may be missing on one side: 10% and 10; 10% and 0.1 are equal in any case
     units: bool = True  # a unit may be missing on one side: 15 cm and 15; units that disagree are never equal
     decimal_comma: bool = True  # 2,74 may mean 2.74 where the gold answer is a decimal
-    base: bool = True  # the base may be missing on one side: 204_5 and 204
+    base: bool = True  # the candidate may leave the base out: 204 for 204_5
     names: bool = True  # the left side may be missing: x = 3 and 3, f(x) = 2x and 2x
     ordered_lists: bool = False  # whether 1, 2 and 2, 1 differ; tuples always do
     tuple_as_set: bool = False  # whether (1, 2) may stand for \{1, 2\}

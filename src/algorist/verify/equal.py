@@ -13,12 +13,13 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from algorist.verify.compare import Contradiction, same
+from algorist.verify.compare import same
 from algorist.verify.conventions import DEFAULT, Conventions
 from algorist.verify.evaluate import Huge, Unknown
 from algorist.verify.exact import Undefined
 from algorist.verify.extract import answer_in
-from algorist.verify.nodes import Node, Unreadable, is_number, walk
+from algorist.verify.names import Contradiction, is_name
+from algorist.verify.nodes import Node, Unreadable, is_number, symbols, walk
 from algorist.verify.read import read
 from algorist.verify.words import words_of
 
@@ -45,7 +46,11 @@ _OPTION = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OPTIONS = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|and|or|&)*\s*\(?[A-J]\)?)*")
-_SAYS = re.compile(r"(?!.*(?:\bnot\b|n't|\bnor\b|\bor\b|\bif\b))[^.,;:!?\\]{1,80} (?:is|are) ([^.,;:]+)")
+_SAYS = re.compile(  # the function is even
+    r"(?:(?:so|thus|therefore|hence) )?(?:it|this|that|f|g|(?:the )?(?:final |correct |given )?(?:answer|function|"
+    r"number|sequence|series|graph|triangle|shape|curve|set|system|statement|day|result))"
+    r"(?: [fg])? (?:is|are) ([^.,;:]+)"
+)
 _WORDS, _A_WORD = re.compile(r"[^\W_][\w ',:-]*"), re.compile(r"[^\W\d_]{4}")
 _STYLES = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|mathrm|mathbf|mathsf|mbox|boxed)\s*\{([^{}]*)\}|\*\*|\$|\\[()\[\]]")
 
@@ -137,6 +142,8 @@ def _options(gold: str, candidate: str, conventions: Conventions) -> Outcome | N
             return None
         texts = number(own[2]), number(other[2])
         conflict = None not in texts and texts[0] != texts[1]  # B) 600 and B) 6000
+        if own[2] and other[2] and readings(own[2]) and readings(other[2]):
+            conflict = conflict or _mathematics(own[2], other[2], conventions) == DIFFERENT
         return EQUAL if own[1] == other[1].upper() and not conflict else DIFFERENT
     if own and own[1].isupper() and own[2]:
         return _beyond_options(own[2], theirs, conventions)
@@ -180,6 +187,9 @@ def _mathematics(gold: str, candidate: str, conventions: Conventions) -> Outcome
             whole = own.kind == "number" and own.value.denominator == 1
             if verdict and not conventions.unevaluated and is_number(own) and steps_left(other, whole=whole) > 1:
                 return False, "not evaluated"
+            sets = own.kind in ("relation", "tuple", "union", "list", "set") and solved(own)
+            if verdict and not conventions.unevaluated and sets and not solved(other):
+                return False, "not evaluated"  # x^2 < 4 for (-2, 2)
             if verdict:
                 return EQUAL
             verdicts.append(verdict)
@@ -218,6 +228,13 @@ def readings(answer: str) -> tuple[Node, ...]:
         if reading not in found:
             found.append(reading)
     return tuple(found)
+
+
+def solved(node: Node) -> bool:
+    """Whether an answer is no relation that is still to be solved: x = 2 and -2 < x < 2 are, x^2 = 4 and 2x > 4 not."""
+    if node.kind == "list":
+        return all(solved(part) for part in node.parts)
+    return node.kind != "relation" or all(is_name(side) or not symbols(side) for side in node.parts)
 
 
 def steps_left(node: Node, *, whole: bool = True) -> int:

@@ -8,7 +8,6 @@ Where only one of the two is real, the point says nothing: log x^2 and 2 log x a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -16,12 +15,20 @@ from algorist.verify.evaluate import DIGITS, Digits, Huge, Unknown
 from algorist.verify.exact import Undefined, exact
 from algorist.verify.nodes import Node, number, symbols, walk
 
-ENOUGH = 3  # points of agreement
+ENOUGH = 3  # points of agreement, where a function has no pieces
 CLEAR = 1e-6  # relative difference of two floats that no rounding explains
 
 # For the first variable, the second …: spread over the line, with no pattern that an expression could share.
 _RANGES = ((0.2, 0.9), (-7.0, -1.1), (1.1, 3.0), (-3.0, 3.0), (4.0, 11.0), (-0.9, -0.2))
-_INTEGERS = ((5, 3, 2, 4), (3, 5, 4, 2), (7, 4, 3, 5), (4, 7, 5, 3), (9, 5, 4, 2), (2, 6, 3, 5))
+# Every variable takes both parities and all residues of 3 and 4, and two of them every combination of parities.
+_INTEGERS = (
+    (5, 3, 2, 4), (3, 5, 4, 2), (4, 2, 3, 6), (2, 4, 6, 3), (6, 3, 5, 2), (7, 4, 2, 5), (3, 8, 5, 1), (8, 5, 3, 1),
+    (1, 6, 2, 7), (0, 1, 4, 8), (9, 0, 1, 3), (12, 7, 5, 6), (2, 10, 7, 3),
+)  # fmt: skip
+_WHOLE = frozenset("ijklmnpqrst")  # letters that stand for whole numbers where something is rounded
+_PIECES = frozenset(("abs", "max", "min", "sgn", "root"))
+_FAR = ((-60.0, -12.0), (12.0, 60.0), (-1500.0, -700.0), (500.0, 1400.0))
+_BESIDE = (Fraction(-31, 97), Fraction(29, 101))
 
 
 def same_value(left: Node, right: Node) -> bool | None:
@@ -103,24 +110,36 @@ def _finer(left: Node, right: Node, point: dict[str, Fraction], absorbed: float)
     return bool(abs(found[0] - found[1]) <= max(abs(found[0]), abs(found[1])) * 10.0 ** (10 - arithmetic.digits))
 
 
-def points(names: list[str], nodes: tuple[Node, ...]) -> Iterator[dict[str, Fraction]]:
-    """Points to compare at: whole numbers where something counts (n!, sums up to n), else anything."""
+def points(names: list[str], nodes: tuple[Node, ...]) -> list[dict[str, Fraction]]:
+    """Points to compare at: whole numbers where something counts (n!, sums up to n, (-1)^n), else anything.
+
+    Where a function has pieces (|x|, floor, max), points far out and beside every number of the expression come too.
+    """
+    parts = [part for node in nodes for part in walk(node)]
+    steps = any(part.kind == "function" and part.value in ("floor", "ceil") for part in parts)
     counts = any(
         part.kind == "series"
         or (part.kind == "function" and part.value in ("factorial", "binom", "gcd", "lcm", "mod"))
         or (part.kind == "power" and part.parts[0].kind in ("number", "negative") and _below_zero(part.parts[0]))
-        for node in nodes
-        for part in walk(node)
+        for part in parts
     )
-    if counts:
-        for row in _INTEGERS:
-            yield {name: Fraction(row[place % 4] + place // 4) for place, name in enumerate(names)}
-        return
-    for turn, (low, high) in enumerate(_RANGES):
-        yield {
-            name: Fraction(int((low + (high - low) * _spread(turn, place)) * 997), 997)
-            for place, name in enumerate(names)
-        }
+    found = []
+    if counts or steps:
+        found += [
+            {name: Fraction(row[place % 4] + place // 4) for place, name in enumerate(names)} for row in _INTEGERS
+        ]
+    if counts or (steps and _WHOLE.issuperset(names)):
+        return found
+    pieces = steps or any(part.kind == "function" and part.value in _PIECES for part in parts)
+    ranges = [*_RANGES, *_FAR] if pieces else _RANGES
+    for turn, (low, high) in enumerate(ranges):
+        values = [low + (high - low) * _spread(turn, place) for place in range(len(names))]
+        found.append({name: Fraction(int(value * 997), 997) for name, value in zip(names, values, strict=True)})
+    if pieces:
+        edges = {abs(part.value) for part in parts if part.kind in ("number", "decimal")}
+        beside = [sign * edge + aside for edge in sorted(edges)[:6] for sign in (1, -1) for aside in _BESIDE]
+        found += [dict.fromkeys(names, place) for place in beside]
+    return found
 
 
 def _below_zero(node: Node) -> bool:
@@ -138,7 +157,9 @@ def _same_function(left: Node, right: Node, names: list[str]) -> bool | None:
     apart = 0  # points where only one side is real, and they differ
     machine = Digits()
     imaginary = any(part == Node("constant", (), "i") for node in (left, right) for part in walk(node))
-    for point in points(names, (left, right)):
+    places = points(names, (left, right))
+    enough = ENOUGH if len(places) == len(_RANGES) else len(places)
+    for point in places:
         try:
             machine.cancelled = machine.left_reals = False
             a, b = machine.value(left, point), machine.value(right, point)
@@ -160,11 +181,11 @@ def _same_function(left: Node, right: Node, names: list[str]) -> bool | None:
         if clear and not (machine.cancelled and _same_to_the_digit(left, right, point)):
             return False
         agreed.append(point)
-        if len(agreed) == ENOUGH:
+        if len(agreed) == enough:
             break
     if not agreed:
         return False if apart >= ENOUGH else None
-    for point in agreed:
+    for point in agreed[:ENOUGH]:
         verdict = _confirmed(left, right, point)
         if verdict is not None:
             return verdict

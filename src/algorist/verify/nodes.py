@@ -10,7 +10,7 @@ Kinds, with what `parts` and `value` hold:
     negative    parts: (inner,)             either    parts: (inner,), value: + for plus-minus, - for minus-plus
     function    parts: arguments, value: sin, log, root, factorial, ...
     series      parts: (body, from, to), value: (sum or product, bound variable)
-    unread      parts: all of its pieces, value: integral, limit, derivative: known by name, computed by nobody
+    unread      value: its tokens; integral, limit, derivative: known by name, computed by nobody
     degrees, percent                        parts: (inner,)
     unit        parts: (inner,), value: the unit's words
     based       value: (digits, base)
@@ -19,6 +19,7 @@ Kinds, with what `parts` and `value` hold:
     tuple       parts: members, value: its two brackets
     set, list, union, intersection, difference, matrix (of row tuples), builder (variable, condition)
     time        value: (hours of 24, minutes)
+    residue     parts: (value, modulus)     numbers   value: R, Z, N, Q or C
     date        value: (year or 0, month, day)
     text        value: normalised words
 """
@@ -130,6 +131,6 @@ def bound_in(node: Node, name: str) -> Node:
 def powered(base: Node, exponent: Node) -> Node:
     """A power; C_{10}^3 is a binomial coefficient, as half of the world's books write it."""
     chosen = base.value[2:] if base.kind == "symbol" and base.value.startswith("C_") else ""
-    if chosen.isdigit() and exponent.kind == "number":
+    if chosen.isdigit() and exponent.kind == "number" and 0 <= exponent.value <= int(chosen) > 1:
         return Node("function", (number(int(chosen)), exponent), "binom")
     return Node("power", (base, exponent))

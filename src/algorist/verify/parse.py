@@ -202,7 +202,9 @@ class Expression(Cursor):
     def _chosen(self) -> Node:
         """C(n, k) as the binomial coefficient; C(x + 1) as a product."""
         inner = self._atom()
-        return Node("function", inner.parts, "binom") if inner.kind == "tuple" else times(symbol("C"), inner)
+        if inner.kind != "tuple":
+            return times(symbol("C"), inner)
+        return Node("function", _as_many(inner.parts, "binom"), "binom")
 
     def _applied(self, name: str) -> Node:
         inner = self._atom()
@@ -295,7 +297,7 @@ class Expression(Cursor):
             if name != "log":
                 raise Unreadable(f"{name} has no base")
             arguments = (*arguments, base)
-        found = Node("function", arguments, name)
+        found = Node("function", _as_many(arguments, name), name)
         return found if exponent is None else Node("power", (found, exponent))
 
     def _arguments(self) -> tuple[Node, ...]:
@@ -330,3 +332,11 @@ class Expression(Cursor):
         if start is None or end is None:
             raise Unreadable("a sum says no bounds")
         return Node("series", (bound_in(self._product(), bound), start, end), (what, bound))
+
+
+def _as_many(arguments: tuple[Node, ...], name: str) -> tuple[Node, ...]:
+    """The arguments of a function, if there are as many as it takes."""
+    wanted = {"log": (1, 2), "binom": (2,), "mod": (2,), "root": (2,)}.get(name, (1,))
+    if len(arguments) not in wanted and name not in ("gcd", "lcm", "max", "min"):
+        raise Unreadable(f"{name} of {len(arguments)} arguments")
+    return arguments

@@ -37,7 +37,7 @@ from algorist.verify.worker import CRASHED
 
 START_SECONDS = 120.0  # for a worker to be ready, on a machine busy with other things
 TASKS_PER_WORKER = 20_000  # whatever grows in a worker goes with it; it is replaced after so many comparisons
-AHEAD = 32  # pairs that a worker holds at most
+AHEAD = 64  # pairs that a worker holds at most
 WORKER = "algorist.verify.worker"  # the module that a worker runs
 PIPE = 60_000  # bytes on their way to a worker: they fit into a pipe, so that no write waits for a worker that hangs
 KNOWN = 200_000  # outcomes remembered
@@ -185,11 +185,9 @@ class Pool:
         for worker in [worker for worker in self._workers if worker.ready and len(worker.tasks) <= AHEAD // 2]:
             if not waiting:
                 return
-            if worker.done >= TASKS_PER_WORKER:
-                if not worker.tasks:
-                    self._drop(worker)
-                continue
-            batch = self._batch(worker, waiting)
+            if worker.done >= TASKS_PER_WORKER and not worker.tasks:
+                self._drop(worker)
+            batch = self._batch(worker, waiting) if worker.done < TASKS_PER_WORKER else {}
             if not batch:
                 continue
             if not worker.tasks:
@@ -203,15 +201,15 @@ class Pool:
             self._workers.append(_start(self._memory_mib, self._seconds, self._conventions))
 
     def _batch(self, worker: _Worker, waiting: deque[Pair]) -> dict[int, Pair]:
-        """The next pairs for a worker, numbered: as many as its pipe takes with those it holds, or one asked alone."""
+        """The next pairs for a worker, by number: as many as its pipe takes with those it holds, or one asked alone."""
         if worker.tasks and not self._alone.isdisjoint((waiting[0], *worker.tasks.values())):
             return {}
         # A fair share, so that the last pairs do not queue behind one worker while others have none.
         share = max(1, min(AHEAD - len(worker.tasks), len(waiting) // self._most))
-        room = PIPE - sum(len(_line(*task)) for task in worker.tasks.items())
+        room = PIPE - sum(map(_bytes, worker.tasks.values()))
         batch: dict[int, Pair] = {}
         while waiting and len(batch) < share:
-            room -= len(_line(worker.next, waiting[0]))
+            room -= _bytes(waiting[0])
             if (room < 0 or waiting[0] in self._alone) and (batch or worker.tasks):
                 break
             batch[worker.next] = waiting.popleft()
@@ -255,9 +253,9 @@ class Pool:
     def _blame(self, worker: _Worker, waiting: deque[Pair], outcome: Outcome) -> dict[Pair, Timed]:
         """Give a worker up. Which of several pairs it was, nobody knows: replies may be lost. Each is asked alone."""
         took = time.monotonic() - worker.deadline + self._seconds
-        found = {pair: (outcome, took) for pair in worker.tasks.values()} if len(worker.tasks) == 1 else {}
-        if found:
-            worker.tasks.clear()
+        found: dict[Pair, Timed] = {}
+        if len(worker.tasks) == 1:
+            found[worker.tasks.popitem()[1]] = (outcome, took)
         self._alone.update(worker.tasks.values())
         self._give_up(worker, waiting)
         return found
@@ -285,8 +283,8 @@ def _start(memory_mib: int, seconds: float, conventions: Conventions) -> _Worker
     return _Worker(process, deadline=time.monotonic() + START_SECONDS)
 
 
-def _line(number: int, pair: Pair) -> bytes:
-    return json.dumps([number, *pair]).encode() + b"\n"
+def _bytes(pair: Pair) -> int:
+    return 12 * (len(pair[0]) + len(pair[1])) + 40  # at most: a letter beyond the basic plane takes twelve
 
 
 def _send(worker: _Worker, batch: Mapping[int, Pair]) -> bool:
@@ -295,7 +293,9 @@ def _send(worker: _Worker, batch: Mapping[int, Pair]) -> bool:
     if worker.process.poll() is not None:
         return False
     try:
-        worker.process.stdin.write(b"".join(_line(*task) for task in batch.items()))
+        worker.process.stdin.write(
+            b"".join(json.dumps([number, *pair]).encode() + b"\n" for number, pair in batch.items())
+        )
     except BrokenPipeError:
         return False
     return True

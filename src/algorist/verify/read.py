@@ -17,7 +17,7 @@ from algorist.verify.words import CONDITIONS, CONNECTORS, NOISE, spelled_number,
 
 _SEPARATORS = frozenset((",", "&", r"\quad", r"\qquad", r"\\", r"\wedge", r"\vee"))
 _RELATIONS = frozenset(("=", r"\ne", "<", ">", r"\le", r"\ge", r"\approx", r"\in", r"\notin", r"\equiv", r"\sim"))
-_CONSEQUENCES = frozenset((r"\Rightarrow", r"\implies", r"\iff", r"\Leftrightarrow", r"\therefore", r"\to"))
+_CONSEQUENCES = frozenset((r"\Rightarrow", r"\implies", r"\iff", r"\Leftrightarrow", r"\therefore"))
 _SETS = {r"\cup": "union", r"\cap": "intersection", r"\backslash": "difference"}
 _UNIT_MARKS = frozenset(("^", "/", "*", ".", "-", "{", "}", "(", ")"))
 _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {
@@ -27,6 +27,7 @@ _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", 
 }
 _EVERYTHING = frozenset(("all", "any", "every", "each", "real", "integer", "integers", "constant", "arbitrary", r"\in"))
 _ALL_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}\.?")
+_ORS, _ANDS = frozenset(("or", "oder", "ou", r"\vee")), frozenset(("and", "und", "et", r"\wedge"))
 _SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
@@ -39,7 +40,7 @@ def read(text: str, *, thousands: bool = True) -> Node:
         Unreadable where it cannot be read as mathematics, units or a spelled number; time is linear in the text.
     """
     whole = _ALL_TEXT.fullmatch(text.strip("$ "))
-    text = plain(whole[1] if whole else text).strip(" \n\t*_").rstrip(".,;:\\ ")
+    text = " ".join(plain(whole[1] if whole else text).split()).strip(" \n\t*_").rstrip(".,;:\\ ")
     if known := as_a_whole(text):
         return known
     text = without_repeating(text)
@@ -80,7 +81,12 @@ class _Answer:
         if len(groups) > 1:
             return Node("list", tuple(self._grouped(self._items(*group)) for group in groups))
         items = self._items(start, end)
-        return items[0] if len(items) == 1 else Node("list", tuple(items))
+        return items[0] if len(items) == 1 else Node("list", tuple(items), self._joined_by(start, end))
+
+    def _joined_by(self, start: int, end: int) -> str | None:
+        """The word between the members of a list: or, and, or none but commas."""
+        said = {self._tokens[at].text.lower() for at in self._top(start, end)}
+        return "or" if said & _ORS else "and" if said & _ANDS else None
 
     def _grouped(self, items: list[Node]) -> Node:
         """What stands between two semicolons; several values there belong together."""

@@ -15,6 +15,8 @@ from algorist.verify.identity import infinite, same_constant
 from algorist.verify.nodes import Node, negative, symbols, walk
 
 _INFINITY = Node("constant", (), "infinity")
+_MOST_ZEROS = 12
+_MOST_CONDITIONS = 8
 _FOUND = -1  # places of an end that was found by bisection, not written
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 INEQUALITIES = frozenset(("<", ">", r"\le", r"\ge", r"\ne"))
@@ -127,8 +129,8 @@ def _listed(node: Node) -> Region | None:
     """Several conditions: all of them where that says "and" or can be, else any of them; or several numbers."""
     if not any(part.kind == "relation" for part in node.parts):
         return _region(node._replace(kind="set"))
-    found = [_region(part) for part in node.parts]
-    if not found or None in found:
+    found = [_region(part) for part in node.parts[: _MOST_CONDITIONS + 1]]
+    if not found or None in found or len(found) > _MOST_CONDITIONS:
         return None
     regions = [part for part in found if part is not None]
     if node.value != "or":
@@ -147,7 +149,7 @@ def _solved(node: Node) -> Region | None:
     if node.value == (r"\notin",):
         inner = _region(node.parts[1])
         return None if inner is None else _outside(inner)
-    if not all(operator in INEQUALITIES for operator in node.value):
+    if not all(operator in INEQUALITIES for operator in node.value) or len(node.value) > _MOST_CONDITIONS:
         return None
     found = EVERYTHING
     for left, operator, right in zip(node.parts, node.value, node.parts[1:], strict=False):
@@ -193,6 +195,8 @@ def _from_signs(difference: Node, operator: str, name: str) -> Region | None:
         return None
     grid = [place / 4 + 0.0137 for place in range(-200, 201)]
     zeros = _zeros(at, grid)
+    if zeros is None:
+        return None
     whole = [_written(zero) for zero in zeros]
     edges = [float("-inf"), *zeros, float("inf")]
     pieces: Region = []
@@ -201,20 +205,22 @@ def _from_signs(difference: Node, operator: str, name: str) -> Region | None:
         middle = (max(low, -1e4) + min(high, 1e4)) / 2
         sign = at(middle)
         if inside is None or sign * inside > 0:
-            ends = [
-                _INFINITY._replace() if abs(end) == float("inf") else whole[zeros.index(end)] for end in (low, high)
-            ]
+            ends = [_INFINITY if abs(end) == float("inf") else whole[zeros.index(end)] for end in (low, high)]
             first = negative(ends[0]) if low == float("-inf") else ends[0]
             closed = operator in (r"\le", r"\ge")
-            piece = _interval(first, ends[1], closed, closed)
-            pieces += piece or []
+            pieces += _interval(first, ends[1], closed, closed) or []
     return pieces
 
 
-def _zeros(at: Callable[[float], float], grid: Sequence[float]) -> list[float]:
-    """Places where a function changes sign between neighbours of a grid, by bisection."""
+def _zeros(at: Callable[[float], float], grid: Sequence[float]) -> list[float] | None:
+    """Places where a function changes sign between neighbours of a grid, by bisection.
+
+    None where that does not tell: at a pole the sign changes without a zero, and a function may touch zero between two
+    places of the grid.
+    """
     found = []
     values = [at(place) for place in grid]
+    size = max(map(abs, values))
     for place, following, before, after in zip(grid, grid[1:], values, values[1:], strict=False):
         if before * after < 0:
             low, high = place, following
@@ -222,6 +228,19 @@ def _zeros(at: Callable[[float], float], grid: Sequence[float]) -> list[float]:
                 middle = (low + high) / 2
                 low, high = (middle, high) if at(middle) * before > 0 else (low, middle)
             found.append((low + high) / 2)
+            if abs(at(found[-1])) > 1e-6 * (1 + size) or len(found) > _MOST_ZEROS:
+                return None
+    for a, b, c in zip(values, values[1:], values[2:], strict=False):
+        bend = abs(a) - 2 * abs(b) + abs(c)  # where a parabola through three values comes down to zero, it may touch
+        if (
+            a * b > 0
+            and b * c > 0
+            and bend > 0
+            and abs(b) - (abs(a) - abs(c)) ** 2 / (8 * bend) <= 1e-6 * (abs(a) + abs(c))
+        ):
+            least = min(abs(a), abs(c))
+            if abs(b) <= least:
+                return None
     return found
 
 

@@ -12,11 +12,11 @@ from algorist.verify.evaluate import Digits, Huge, Unknown
 from algorist.verify.exact import Undefined, exact
 from algorist.verify.identity import common_logarithms, same_constant, same_value
 from algorist.verify.nodes import Node, number, substitute, symbols, walk
-from algorist.verify.words import unit
+from algorist.verify.words import measure, unit
 
 _TURNED = frozenset(("pi", *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc"))))
 _CONSTANTS = frozenset("cCkK")  # of an integration
-_UNIT_LETTERS = frozenset("mgshlLNJWVKCFA")
+_UNIT_LETTERS = frozenset("mgshL")
 
 
 def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
@@ -51,7 +51,7 @@ def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool |
 
 def _numbers(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     ours, theirs = symbols(gold) - symbols(candidate), symbols(candidate) - symbols(gold)
-    if len(ours) == len(theirs) == 1 and ours | theirs <= _CONSTANTS:
+    if len(ours) == len(theirs) == 1 and ours | theirs <= _CONSTANTS and _adds(gold, ours) and _adds(candidate, theirs):
         candidate = substitute(candidate, next(iter(theirs)), Node("symbol", (), next(iter(ours))))
     verdict = same_value(gold, candidate)
     constant = not symbols(gold) and not symbols(candidate)
@@ -65,6 +65,11 @@ def _numbers(gold: Node, candidate: Node, conventions: Conventions) -> bool | No
         rest = candidate.parts[:-1]
         return _numbers(gold, Node("product", rest) if len(rest) > 1 else rest[0], conventions)
     return verdict
+
+
+def _adds(node: Node, names: frozenset[str]) -> bool:
+    """Whether a name is a term of its own, as the constant of an integration is."""
+    return node.kind == "sum" and any(part.kind == "symbol" and part.value in names for part in node.parts)
 
 
 def _unread(node: Node) -> bool:
@@ -167,9 +172,8 @@ def _units(gold: Node, candidate: Node, conventions: Conventions) -> bool | None
         return same_single(inner[0], inner[1], conventions) if conventions.units else False
     ours, theirs = unit(gold.value), unit(candidate.value)
     if ours is None or theirs is None:
-        if (ours or theirs) and _money(gold.value) != _money(candidate.value) and not conventions.units:
-            return False
-        return same_single(inner[0], inner[1], conventions)
+        apart = measure(gold.value) and measure(candidate.value) and measure(gold.value) != measure(candidate.value)
+        return False if apart else same_single(inner[0], inner[1], conventions)
     if ours[0] != theirs[0]:
         return False
     if ours[1] == theirs[1]:
@@ -195,10 +199,6 @@ def _as_unit(node: Node) -> Node:
     return node
 
 
-def _money(words: str) -> bool:
-    return words in ("dollars", "dollar", "euros", "euro", "yuan", "pounds", "rupees")
-
-
 def _residues(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     """3 mod 7 is 10 mod 7; the modulus may be missing."""
     if gold.kind == candidate.kind:
@@ -210,11 +210,15 @@ def _residues(gold: Node, candidate: Node, conventions: Conventions) -> bool | N
             return same_value(a, b)
         return (values[0] - values[1]) % values[2] == 0  # type: ignore[operator]
     a, b = (node.parts[0] if node.kind == "residue" else node for node in (gold, candidate))
+    if candidate.kind == "residue":  # 5 mod 2 is not how anybody says 5
+        rest, of = (exact(part) for part in candidate.parts)
+        if rest is None or of is None or not 0 <= rest < of:
+            return False
     return same_single(a, b, conventions)
 
 
 def _bases(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
-    """204_5 is 204_5; 204 may stand for it, and two numbers with their bases are compared by value."""
+    """204_5 is 204_5; a candidate may say 204 for it; with both bases, and for a gold without one, values count."""
     if gold.kind == candidate.kind:
         values = [_based(*node.value) for node in (gold, candidate)]
         return None if None in values else values[0] == values[1]
@@ -223,9 +227,9 @@ def _bases(gold: Node, candidate: Node, conventions: Conventions) -> bool | None
     if value is None or value.denominator != 1:
         return False
     digits, base = based.value
-    if conventions.base and digits.lstrip("0") == str(value):
-        return True
-    return plain is gold and _based(digits, base) == value
+    if plain is gold:
+        return _based(digits, base) == value
+    return conventions.base and digits.lstrip("0") == str(value)
 
 
 def _based(digits: str, base: int) -> int | None:
@@ -245,14 +249,17 @@ def _ratios(gold: Node, candidate: Node, conventions: Conventions) -> bool | Non
         return same_single(value, other, conventions) if ratio is gold else same_single(other, value, conventions)
     if len(gold.parts) != len(candidate.parts):
         return False
-    if is_time(gold) and is_time(candidate):
+    if is_time(gold):
         return [exact(part) for part in gold.parts] == [exact(part) for part in candidate.parts]
-    first, other = gold.parts[0], candidate.parts[0]
-    for a, b in zip(gold.parts[1:], candidate.parts[1:], strict=True):
-        crossed = same_value(Node("product", (a, other)), Node("product", (b, first)))
+    zeros = [[same_constant(part, number(0)) is True for part in node.parts] for node in (gold, candidate)]
+    if zeros[0] != zeros[1] or all(zeros[0]):
+        return False
+    first = zeros[0].index(False)
+    for a, b in zip(gold.parts, candidate.parts, strict=True):
+        crossed = same_value(Node("product", (a, candidate.parts[first])), Node("product", (b, gold.parts[first])))
         if crossed is not True:
             return crossed
-    return same_constant(first, number(0)) is not True or same_constant(other, number(0)) is True
+    return True
 
 
 def _times(gold: Node, candidate: Node) -> bool:

@@ -62,10 +62,15 @@ time    60           min mins minute minutes
 time    3600         h hr hrs hour hours
 time    86400        day days
 time    604800       week weeks
+time    2629800      month months
+time    31557600     year years
 money   1            dollar dollars usd buck bucks
 money   0.01         cent cents penny pennies
 volume  1            l liter liters litre litres
 volume  0.001        ml milliliter milliliters
+volume  3.785411784  gallon gallons
+volume  0.946352946  quart quarts
+volume  0.473176473  pint pints
 angle   1            degree degrees deg
 data    1            byte bytes
 data    0.125        bit bits
@@ -75,6 +80,9 @@ _UNITS: dict[str, tuple[str, Fraction]] = {
     for kind, size, *names in (line.split() for line in _UNIT_NAMES.strip().splitlines())
     for name in names
 }
+_MEASURES = _words(
+    "dollar euro yuan rupee yen peso unit square cubic hz kwh joule newton watt volt rpm mol ounce oz cup radian rad"
+)
 OTHER_UNITS = _words(
     """euro euros yuan rupees yen pesos pct percent percentage radian radians rad rads unit units sq square cubic people
     person students apples years year months month times ways points hz kwh joules newtons watts volts rpm mol pieces
@@ -101,6 +109,16 @@ def unit(words: str) -> tuple[str, Fraction] | None:
         kinds.append(f"{kind}^{power}")
         size = size * factor**power if not place else size / factor**power
     return "/".join(kinds), size
+
+
+def measure(words: str) -> str:
+    """What a unit that cannot be converted is called, in one spelling; "" for what is no measure, such as apples."""
+    words = re.sub(r"\b(?:sq|square)\.? ", "square ", words.lower().strip("."))
+    known = unit(words)
+    if known:
+        return known[0]
+    names = [word.rstrip("s") for word in re.findall("[a-z]+", words)]
+    return " ".join(names) if names and all(name in _MEASURES for name in names) else ""
 
 
 def is_unit(word: str) -> bool:

@@ -18,7 +18,7 @@ from algorist.verify.equal import Outcome, by_reading
 
 CRASHED: Outcome = (None, "crashed")
 READY = -1  # the number of a worker's first message
-TOGETHER = 0.003  # seconds for which a reply may wait for others
+TOGETHER = 0.006  # seconds for which a reply may wait for others
 
 
 class Replies:
