@@ -26,10 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from algorist.records import Rollout
+from algorist.verify.conventions import Conventions
 from algorist.verify.equal import equal, verifier
 from algorist.verify.extract import answer_in, extract
 from algorist.verify.pool import Pool
 
+AS_ANSWERS = Conventions(unevaluated=True)  # as `algorist verify` judges bare answers
 DEV = Path(__file__).parents[1] / "../shared/data/verifier_dev.jsonl"
 KILLED_AFTER = 30.0  # seconds for one of their pathological cases; their own limit is a signal, which C code ignores
 
@@ -323,7 +325,7 @@ def chains(count: int, first: int) -> list[str]:
 
 def ours(gold: str, candidate: str) -> bool | None:
     """Our verdict."""
-    return equal(gold, candidate)[0]
+    return equal(gold, candidate, AS_ANSWERS)[0]
 
 
 def theirs(gold: str, candidate: str) -> bool | None:
@@ -411,7 +413,7 @@ def labelled() -> list[Pair]:
 
 def ours_of_text(gold: str, candidate: str) -> bool | None:
     """Our verdict on an answer that may come with words around it."""
-    return equal(gold, answer_in(candidate).answer)[0]
+    return equal(gold, answer_in(candidate).answer, AS_ANSWERS)[0]
 
 
 def theirs_of_text(gold: str, candidate: str) -> bool | None:
@@ -510,27 +512,32 @@ def extraction(rounds: int, count: int, with_peer: bool) -> None:
 
 
 def scaling(rounds: int, count: int) -> None:
-    """Symbolic pairs through a Pool of one worker and of two, wall time, taking turns; new pairs each time."""
-    batches = rounds_of_pairs(round(count / 0.30), 2 * rounds)
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    with Pool(workers=1) as one, Pool(workers=2) as two:
-        for pool in (one, two):  # two pairs each for a start, so that both workers of `two` are there
-            warm = [Rollout.of(f"w{i}", rf"\boxed{{y+x+{i}}}", "bench") for i in range(200)]
-            pool.verdicts(warm, {f"w{i}": f"x+y+{i}" for i in range(200)})
-        for number, batch in enumerate(batches):
+    """The same symbolic pairs through a new Pool of one worker and one of two, wall time; the median of ratios.
+
+    Once as bare pairs, which is the work that is spread, and once as responses, whose answers our own process reads.
+    """
+    for title in ("pairs", "responses"):
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for number, batch in enumerate(rounds_of_pairs(round(count / 0.30), rounds)):
             pairs = [pair for kind, found in batch.items() if kind not in ("integer", "fraction") for pair in found]
             random.Random(number).shuffle(pairs)
             asked = [Rollout.of(f"p{i}", rf"\boxed{{{pair[1]}}}", "bench") for i, pair in enumerate(pairs)]
             golds = {f"p{i}": pair[0] for i, pair in enumerate(pairs)}
-            workers, pool = ((1, one), (2, two))[number % 2]
-            started = time.perf_counter()
-            pool.verdicts(asked, golds)
-            rates[workers].append(len(asked) / (time.perf_counter() - started))
-    medians = [statistics.median(rates[workers]) for workers in (1, 2)]
-    print(
-        f"\nPool, {len(asked):,} symbolic pairs, wall: 1 worker {medians[0]:,.0f}/s, 2 workers {medians[1]:,.0f}/s: "
-        f"{medians[1] / medians[0]:.2f}x on {os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f}"
-    )
+            for workers in ((1, 2), (2, 1))[number % 2]:
+                with Pool(workers=workers) as pool:
+                    pool.timed((f"x+y+{i}", f"y+x+{i}") for i in range(200))  # all workers are there now
+                    started = time.perf_counter()
+                    if title == "pairs":
+                        pool.timed((gold, candidate) for gold, candidate, _ in pairs)
+                    else:
+                        pool.verdicts(asked, golds)
+                    rates[workers].append(len(asked) / (time.perf_counter() - started))
+        medians = [statistics.median(rates[workers]) for workers in (1, 2)]
+        ratios = sorted(two / one for one, two in zip(rates[1], rates[2], strict=True))
+        print(
+            f"\nPool, {len(asked):,} symbolic {title}: 1 worker {medians[0]:,.0f}/s, 2 workers {medians[1]:,.0f}/s, "
+            f"{statistics.median(ratios):.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}) on {os.cpu_count()} cores"
+        )
 
 
 def memory(name: str, count: int) -> None:
