@@ -16,7 +16,7 @@ from typing import Any
 
 from algorist.errors import RecordError
 from algorist.verify.conventions import DEFAULT, Conventions
-from algorist.verify.equal import Outcome, at_sight, by_reading
+from algorist.verify.equal import LONGEST_ANSWER, Outcome, at_sight, by_reading
 from algorist.verify.extract import answer_in, extract
 from algorist.verify.pool import Pair, Pool, Timed
 
@@ -45,8 +45,9 @@ class Judged:
     seconds: float
 
     def line(self) -> str:
-        """The row as a line of JSON."""
-        written = {"id": self.id, "equivalent": self.right, "reason": self.reason, "extracted": self.extracted}
+        """The row as a line of JSON; of an endless answer its beginning."""
+        answer = self.extracted[:LONGEST_ANSWER]
+        written = {"id": self.id, "equivalent": self.right, "reason": self.reason, "extracted": answer}
         return json.dumps({**written, "seconds": round(self.seconds, 6)})
 
 
