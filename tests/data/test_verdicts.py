@@ -9,7 +9,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from algorist.tasks import sections
 from algorist.verify import judge
 from algorist.verify.pool import Pool
 from conftest import ROOT, Command
+from serving import listening
 
 SMOKE = ROOT / "recipes" / "smoke.toml"
 Judged = Callable[..., str]
@@ -59,28 +59,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     bench = Bench()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            status, text = bench.answer(body["messages"][0]["content"])
-            self.send_response(status)
-            self.send_header("content-length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def answer(_path: str, _headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], str]:
+        status, text = bench.answer(json.loads(body)["messages"][0]["content"])
+        return status, {}, text
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Listening(ThreadingHTTPServer):
-        request_queue_size = 64
-
-    with Listening(("127.0.0.1", 0), Handler) as listening:
-        bench.url = f"http://127.0.0.1:{listening.server_port}/v1"
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(answer) as bench.url:
         yield bench
-        listening.shutdown()
-        thread.join()
 
 
 @pytest.fixture

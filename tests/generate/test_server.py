@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from algorist.errors import RunError
 from algorist.generate import server as server_module
 from algorist.generate.sampling import Sampling
 from algorist.generate.server import Answer, Server
+from serving import listening
 
 Reply = tuple[int, dict[str, str], str]
 SAMPLING = Sampling(0.6, 0.95, 100)
@@ -49,31 +48,16 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     desk = Desk()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            desk.asked.append(body)
-            desk.headers.append({name.lower(): value for name, value in self.headers.items()})
-            desk.paths.append(self.path)
-            usual = choices(*(f"answer {i}" for i in range(body["n"])))
-            status, headers, text = desk.script.pop(0) if desk.script else usual
-            self.send_response(status)
-            for name, value in {"content-type": "application/json", **headers}.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def answer(path: str, headers: dict[str, str], body: bytes) -> tuple[int, Mapping[str, str], str]:
+        asked = json.loads(body)
+        desk.asked.append(asked)
+        desk.headers.append(headers)
+        desk.paths.append(path)
+        usual = choices(*(f"answer {i}" for i in range(asked["n"])))
+        return desk.script.pop(0) if desk.script else usual
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        desk.url = f"http://127.0.0.1:{listening.server_port}/v1"
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(answer) as desk.url:
         yield desk
-        listening.shutdown()
-        thread.join()
 
 
 def test_one_request_brings_all_samples(desk: Desk) -> None:

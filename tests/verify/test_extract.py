@@ -245,7 +245,7 @@ def test_a_short_text_is_the_answer_itself(text: str) -> None:
 @pytest.mark.parametrize("text", NOTHING)
 def test_what_nothing_marks_is_no_answer(text: str) -> None:
     assert extract(text) == Extraction("", "no answer")
-    assert extract(text).missing
+    assert not extract(text).answer
 
 
 @pytest.mark.parametrize(("text", "answer", "found"), GIVEN)
@@ -276,7 +276,7 @@ def test_reading_takes_linear_time(unit: str, start: str) -> None:
 
 
 def test_only_the_end_of_an_endless_text_is_read() -> None:
-    assert extract(r"\boxed{3}" + "x" * LONGEST_TEXT).missing
+    assert not extract(r"\boxed{3}" + "x" * LONGEST_TEXT).answer
     assert extract("x" * LONGEST_TEXT + r"\boxed{3}").answer == "3"
     assert extract("<think>" + "x" * LONGEST_TEXT + r"\boxed{3}").found == "unfinished thought"
 
@@ -295,7 +295,7 @@ def test_real_rollouts_hold_the_answers_a_grader_found() -> None:
         "too many boxes": 2,
         "no answer": 106,
     }
-    missing = [row["id"] for row in ruled if row["correct"] and extract(row["completion"]).missing]
+    missing = [row["id"] for row in ruled if row["correct"] and not extract(row["completion"]).answer]
     # Labelled correct by the last number of the text: 4 unfinished thoughts, 2 cut right after the thought, and 6
     # that were cut or end in words which declare nothing.
     assert len(missing) == 12

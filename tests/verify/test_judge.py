@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from algorist.generate.server import Server
 from algorist.records import Problem, Verdict
 from algorist.verify import judge
 from algorist.verify.judge import Settings, question, read_verdict, second_opinion
+from serving import listening
 
 BY_RULES = "algorist-1/math-verify-0.9.0"
 SETTINGS = Settings(url="http://127.0.0.1:9/v1", model="wise-7b")
@@ -364,7 +364,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from algorist.verify.judge import Settings, second_opinion
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_judge import SETTINGS, undecided
 from dataclasses import replace
 def ask(prompt):
@@ -377,7 +377,9 @@ second_opinion(*undecided(500), replace(SETTINGS, concurrency=2), Path(sys.argv[
 def test_a_killed_judge_goes_on_where_it_stopped(tmp_path: Path) -> None:
     cache = tmp_path / "judge.jsonl"
     path = {**os.environ, "PYTHONPATH": str(Path(judge.__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(cache), str(Path(__file__).parent)], env=path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(cache), *map(str, Path(__file__).parents[:2])], env=path
+    )
     deadline = time.monotonic() + 60
     while not (cache.exists() and cache.read_bytes().count(b"\n") >= 5):
         assert process.poll() is None and time.monotonic() < deadline
@@ -478,28 +480,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     bench = Bench()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            status, text = bench.answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
+    def answer(_path: str, _headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], str]:
+        status, text = bench.answer(json.loads(body))
+        return status, {}, text
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Listening(ThreadingHTTPServer):
-        request_queue_size = 64  # with the usual 5, some of many connections at once wait a second for their turn
-
-    with Listening(("127.0.0.1", 0), Handler) as listening:
-        bench.url = f"http://127.0.0.1:{listening.server_port}/v1"
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(answer) as bench.url:
         yield bench
-        listening.shutdown()
-        thread.join()
 
 
 @contextmanager

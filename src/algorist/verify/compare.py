@@ -6,6 +6,8 @@ gold, but not fewer than were asked; a gold that cannot be computed leaves the q
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from algorist.verify.conventions import Conventions
 from algorist.verify.equations import same_equation, same_inequality
 from algorist.verify.matrices import computed
@@ -27,7 +29,7 @@ def same(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
     regions = _regions(gold, candidate, conventions)
     if regions is not None:
         return regions
-    if _is_relation(gold) or _is_relation(candidate):
+    if "relation" in (gold.kind, candidate.kind):
         return _relations(gold, candidate, conventions)
     gold, candidate = _members(gold), _members(candidate)
     for one in (gold, candidate):
@@ -60,10 +62,6 @@ def _without_name(node: Node) -> Node:
     if node.kind == "relation" and node.value == ("=",) and is_name(node.parts[0]):
         return node.parts[1]
     return node
-
-
-def _is_relation(node: Node) -> bool:
-    return node.kind == "relation"
 
 
 def _is_inequality(node: Node) -> bool:
@@ -188,10 +186,10 @@ def _once(members: list[Node], conventions: Conventions) -> list[Node]:
     return found
 
 
-def _all_of(verdicts: object) -> bool | None:
+def _all_of(verdicts: Iterable[bool | None]) -> bool | None:
     """False as soon as one is, None if one is open, else True."""
     open_ = False
-    for verdict in verdicts:  # type: ignore[attr-defined]
+    for verdict in verdicts:
         if verdict is False:
             return False
         open_ = open_ or verdict is None

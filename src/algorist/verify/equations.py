@@ -9,7 +9,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import product
 
-from algorist.verify.evaluate import Digits, Huge, Unknown
+from algorist.verify.evaluate import Digits, Huge, Unknown, Value
 from algorist.verify.exact import Undefined
 from algorist.verify.identity import points
 from algorist.verify.nodes import Node, negative, symbols
@@ -22,6 +22,14 @@ def same_equation(gold: Node, candidate: Node) -> bool | None:
     names = sorted(symbols(left) | symbols(right))
     if symbols(left) != symbols(right):
         return False
+    ratios = _ratios(left, right, names)
+    if len(ratios) >= 3 and _constant(ratios):
+        return True
+    return _same_zeros(left, right, names) if ratios else None
+
+
+def _ratios(left: Node, right: Node, names: list[str]) -> list[Value]:
+    """How many times the one is the other, wherever neither vanishes."""
     machine, ratios = Digits(), []
     for point in points(names, (left, right)):
         try:
@@ -30,9 +38,11 @@ def same_equation(gold: Node, candidate: Node) -> bool | None:
             continue
         if abs(a) > 1e-9 and abs(b) > 1e-9:
             ratios.append(a / b)
-    if len(ratios) >= 3 and all(abs(ratio - ratios[0]) <= 1e-9 * abs(ratios[0]) for ratio in ratios[1:]):
-        return True
-    return _same_zeros(left, right, names) if ratios else None
+    return ratios
+
+
+def _constant(ratios: list[Value]) -> bool:
+    return all(abs(ratio - ratios[0]) <= 1e-9 * abs(ratios[0]) for ratio in ratios)
 
 
 def _same_zeros(left: Node, right: Node, names: list[str]) -> bool:
@@ -86,15 +96,7 @@ def same_inequality(gold: Node, candidate: Node) -> bool | None:
     (strict, a), (also, b) = sides
     if strict != also or symbols(a) != symbols(b):
         return False
-    machine, ratios = Digits(), []
-    for point in points(sorted(symbols(a)), (a, b)):
-        try:
-            values = machine.value(a, point), machine.value(b, point)
-        except (Undefined, Huge, Unknown):
-            continue
-        if values[1]:
-            ratios.append(values[0] / values[1])
+    ratios = _ratios(a, b, sorted(symbols(a)))
     if len(ratios) < 3 or any(isinstance(ratio, complex) for ratio in ratios):
         return None
-    close = all(abs(ratio - ratios[0]) <= 1e-9 * abs(ratios[0]) for ratio in ratios)
-    return close and (ratios[0] > 0 or strict == r"\ne")
+    return _constant(ratios) and (ratios[0] > 0 or strict == r"\ne")

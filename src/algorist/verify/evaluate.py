@@ -181,26 +181,29 @@ def _either(real: Callable[..., float], complex_: Callable[..., complex]) -> Cal
     return function
 
 
+# What math, cmath and mpmath call by the same names.
+_BOTH = [
+    "sin",
+    "cos",
+    "tan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "exp",
+    "sqrt",
+    "log",
+    "asin",
+    "acos",
+    "atan",
+    "asinh",
+    "acosh",
+    "atanh",
+]
+
+
 @functools.cache
 def _machine() -> dict[str, Callable[..., Value]]:
-    names = (
-        "sin",
-        "cos",
-        "tan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "sqrt",
-        "log",
-        "asin",
-        "acos",
-        "atan",
-        "asinh",
-        "acosh",
-        "atanh",
-    )
-    found = {name: _either(getattr(math, name), getattr(cmath, name)) for name in names}
+    found = {name: _either(getattr(math, name), getattr(cmath, name)) for name in _BOTH}
     found |= {"pi": lambda: math.pi, "e": lambda: math.e, "i": lambda: 1j, "floor": math.floor, "ceil": math.ceil}
     found["gamma"] = math.gamma
     found["arg"] = cmath.phase
@@ -208,24 +211,7 @@ def _machine() -> dict[str, Callable[..., Value]]:
 
 
 def _functions_of(context: Any) -> dict[str, Callable[..., Value]]:
-    names = (
-        "sin",
-        "cos",
-        "tan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "sqrt",
-        "log",
-        "asin",
-        "acos",
-        "atan",
-        "asinh",
-        "acosh",
-        "atanh",
-    )
-    found = {name: getattr(context, name) for name in (*names, "floor", "ceil", "gamma", "arg")}
+    found = {name: getattr(context, name) for name in (*_BOTH, "floor", "ceil", "gamma", "arg")}
     found |= {"pi": lambda: +context.pi, "e": lambda: +context.e, "i": lambda: context.mpc(0, 1)}
     return _derived(found)
 

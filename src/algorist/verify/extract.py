@@ -52,11 +52,6 @@ class Extraction:
     answer: str  # without the box, tag or phrase around it; empty when missing
     found: str  # boxed, tagged, phrase, conclusion, bare; no answer, unfinished thought, thought only, too many boxes
 
-    @property
-    def missing(self) -> bool:
-        """Whether the text gives no answer."""
-        return not self.answer
-
 
 NOTHING = Extraction("", "no answer")
 

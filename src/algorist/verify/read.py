@@ -13,7 +13,7 @@ from algorist.verify.nodes import Node, Unreadable, number
 from algorist.verify.parse import Expression
 from algorist.verify.tokens import Token, pairs, plain, separate, tokens
 from algorist.verify.whole import as_a_whole, without_repeating
-from algorist.verify.words import CONDITIONS, CONNECTORS, NOISE, spelled_number, unit, words_of
+from algorist.verify.words import CONDITIONS, CONNECTORS, NOISE, SCALES, spelled_number, unit, words_of
 
 _SEPARATORS = frozenset((",", "&", r"\quad", r"\qquad", r"\\", r"\wedge", r"\vee"))
 _RELATIONS = frozenset(("=", r"\ne", "<", ">", r"\le", r"\ge", r"\approx", r"\in", r"\notin", r"\equiv", r"\sim"))
@@ -28,7 +28,6 @@ _MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", 
 _EVERYTHING = frozenset(("all", "any", "every", "each", "real", "integer", "integers", "constant", "arbitrary", r"\in"))
 _ALL_TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}\.?")
 _ORS, _ANDS = frozenset(("or", "oder", "ou", r"\vee")), frozenset(("and", "und", "et", r"\wedge"))
-_SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 
 def read(text: str, *, thousands: bool = True) -> Node:
@@ -309,7 +308,7 @@ def _with_unit(value: Node, words: str) -> Node:
         return Node("percent", (value,))
     if words in ("degrees", "degree", "deg"):
         return Node("degrees", (value,))
-    for scale, size in _SCALES.items():
+    for scale, size in SCALES.items():
         if words == scale or words.startswith(f"{scale} "):
             scaled = Node("product", (value, number(size)))
             rest = words.removeprefix(scale).strip()

@@ -63,7 +63,6 @@ _REWRITES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?", " "),
         (r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|rm|bf|it|smash|strut)(?![A-Za-z])", " "),
         (r"(?<=\d),?(?:\\!|\{,\}|\\,|\\;|\\:|\\ |~)\s*(?=\d{3}(?!\d))", ""),  # 1{,}234, 1\,234, 11,\! 111
-        (r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d.,])", r"\1\2"),
         (r"(?<!\\)\\[,;:! ]|~|\\(?:thinspace|medspace|negthinspace|hfill|nonumber|newline)(?![A-Za-z])", " "),
         (r"\\\\\s*\[\d*\.?\d+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\"),  # a gap between rows
         (r"(?:\\(?:text|mathrm))?\{\s*:\s*\}", ":"),

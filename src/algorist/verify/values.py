@@ -16,7 +16,7 @@ from algorist.verify.words import measure, unit
 
 _TURNED = frozenset(("pi", *(f"arc{name}" for name in ("sin", "cos", "tan", "cot", "sec", "csc"))))
 _CONSTANTS = frozenset("cCkK")  # of an integration
-_UNIT_LETTERS = frozenset("mgshL")
+_LIKELY_UNITS = frozenset("mgshL")  # of the letters that stand for units, those that 5 m is read by
 
 
 def same_single(gold: Node, candidate: Node, conventions: Conventions) -> bool | None:
@@ -58,12 +58,11 @@ def _numbers(gold: Node, candidate: Node, conventions: Conventions) -> bool | No
     if verdict is None and constant and _computable(gold) and not _computable(candidate) and not _unread(candidate):
         verdict = False  # the gold answer has a value and the candidate's is none
     if verdict is False and not symbols(gold) and not symbols(candidate):
-        verdict = rounded(gold, candidate, conventions)
+        verdict = _rounded(gold, candidate, conventions)
     if verdict is False and any(_plain_logarithm(node) for node in (gold, candidate)):
         verdict = same_value(common_logarithms(gold), common_logarithms(candidate))
     if verdict is False and conventions.units and not symbols(gold) and _unit_letter(candidate):
-        rest = candidate.parts[:-1]
-        return _numbers(gold, Node("product", rest) if len(rest) > 1 else rest[0], conventions)
+        return _numbers(gold, _without_last(candidate), conventions)
     return verdict
 
 
@@ -91,10 +90,15 @@ def _unit_letter(node: Node) -> bool:
     """Whether it ends in a letter that may be a unit: 5 m."""
     last = node.parts[-1] if node.kind == "product" else node
     several = node.kind == "product" and len(node.parts) > 1
-    return several and last.kind == "symbol" and last.value in _UNIT_LETTERS and len(symbols(node)) == 1
+    return several and last.kind == "symbol" and last.value in _LIKELY_UNITS and len(symbols(node)) == 1
 
 
-def rounded(gold: Node, candidate: Node, conventions: Conventions) -> bool:
+def _without_last(product: Node) -> Node:
+    rest = product.parts[:-1]
+    return Node("product", rest) if len(rest) > 1 else rest[0]
+
+
+def _rounded(gold: Node, candidate: Node, conventions: Conventions) -> bool:
     """Whether one is a decimal that is the other, rounded.
 
     A candidate may round what is exact, if it is right to its last digit and off by no more than `rounding`. A
@@ -193,9 +197,7 @@ def _as_unit(node: Node) -> Node:
         power = last.parts[1].value if last.kind == "power" and last.parts[1].kind == "number" else 1
         name = last.parts[0] if last.kind == "power" else last
         if name.kind == "symbol" and power in (1, 2, 3) and unit(name.value):
-            rest = node.parts[:-1]
-            inner = Node("product", rest) if len(rest) > 1 else rest[0]
-            return Node("unit", (inner,), name.value if power == 1 else f"{name.value}^{power}")
+            return Node("unit", (_without_last(node),), name.value if power == 1 else f"{name.value}^{power}")
     return node
 
 
@@ -243,13 +245,13 @@ def _ratios(gold: Node, candidate: Node, conventions: Conventions) -> bool | Non
     """2:3 is 4:6 and 2/3; but 12:30 and 6:15 are times."""
     if gold.kind != candidate.kind:
         ratio, other = (gold, candidate) if gold.kind == "ratio" else (candidate, gold)
-        if len(ratio.parts) != 2 or is_time(ratio):
+        if len(ratio.parts) != 2 or _is_time(ratio):
             return False
         value = Node("quotient", ratio.parts)
         return same_single(value, other, conventions) if ratio is gold else same_single(other, value, conventions)
     if len(gold.parts) != len(candidate.parts):
         return False
-    if is_time(gold):
+    if _is_time(gold):
         return [exact(part) for part in gold.parts] == [exact(part) for part in candidate.parts]
     zeros = [[same_constant(part, number(0)) is True for part in node.parts] for node in (gold, candidate)]
     if zeros[0] != zeros[1] or all(zeros[0]):
@@ -267,13 +269,13 @@ def _times(gold: Node, candidate: Node) -> bool:
     if gold.kind == candidate.kind:
         return gold.value == candidate.value  # type: ignore[no-any-return]
     time, other = (gold, candidate) if gold.kind == "time" else (candidate, gold)
-    if other.kind != "ratio" or not is_time(other):
+    if other.kind != "ratio" or not _is_time(other):
         return False
     hours, minutes = (int(part) for part in other.value[:2])
     return minutes == time.value[1] and (hours == time.value[0] or (hours < 13 and hours % 12 == time.value[0] % 12))
 
 
-def is_time(node: Node) -> bool:
+def _is_time(node: Node) -> bool:
     """Whether a ratio is written as a time of day: 9:05, 12:30."""
     hours, *rest = node.value
     if not hours.isdigit() or int(hours) > 24 or not rest or len(rest) > 2:

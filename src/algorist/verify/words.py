@@ -85,8 +85,8 @@ _MEASURES = _words(
 )
 OTHER_UNITS = _words(
     """euro euros yuan rupees yen pesos pct percent percentage radian radians rad rads unit units sq square cubic people
-    person students apples years year months month times ways points hz kwh joules newtons watts volts rpm mol pieces
-    items books cm2 cm3 m2 m3 km2 gallon gallons quart quarts pint pints ounce ounces oz cup cups mph kmh kph"""
+    person students apples times ways points hz kwh joules newtons watts volts rpm mol pieces items books cm2 cm3 m2 m3
+    km2 ounce ounces oz cup cups mph kmh kph"""
 )
 
 
@@ -131,7 +131,7 @@ _ONES = """zero one two three four five six seven eight nine ten eleven twelve t
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _VALUES = {word: value for value, word in enumerate(_ONES.split())}
 _VALUES |= {word: 10 * place for place, word in enumerate(_TENS.split(), 2)}
-_SCALES = {"thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000, "trillion": 10**12}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1_000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _PARTS |= {
     part: size
@@ -161,8 +161,8 @@ def _whole(parts: list[str]) -> int | None:
             current += _VALUES[part]
         elif part == "hundred" and 0 < current < 100:
             current *= 100
-        elif part in _SCALES and current:
-            total, current = total + current * _SCALES[part], 0
+        elif part in SCALES and SCALES[part] >= 1_000 and current:
+            total, current = total + current * SCALES[part], 0
         else:
             return None
     return total + current
