@@ -25,6 +25,13 @@ LIMIT = 5.0  # seconds
 Verdicts = list[bool | None]
 
 
+def pair(row: dict[str, str]) -> dict[str, str]:
+    """The row; one of a file of rollouts ({"gold", "completion", "correct"}) as a pair."""
+    if "completion" not in row:
+        return row
+    return {**row, "candidate": row["completion"], "kind": "completion", "equivalent": row["correct"]}
+
+
 def ours(rows: list[dict[str, str]]) -> Verdicts:
     """As `algorist verify` judges them."""
     found = (Row(place, row["gold"], row["candidate"], row["kind"]) for place, row in enumerate(rows))
@@ -101,7 +108,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print what ours judges unlike the label")
     given = parser.parse_args()
     for file in given.files:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [pair(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if "policy" not in row]
         verdicts = {"ours": ours(rows)}
         if (found := theirs(rows)) is not None:
@@ -110,7 +117,8 @@ def main() -> None:
         table(rows, verdicts, given.by)
         for row, verdict in zip(rows, verdicts["ours"], strict=True) if given.show else ():
             if verdict is not row["equivalent"]:
-                print(json.dumps({key: row[key] for key in ("gold", "candidate", "equivalent")}), "ours:", verdict)
+                shown = {key: row[key][-200:] for key in ("gold", "candidate")} | {"equivalent": row["equivalent"]}
+                print(json.dumps(shown), "ours:", verdict)
 
 
 if __name__ == "__main__":
