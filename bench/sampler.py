@@ -49,14 +49,14 @@ def theirs(model: torch.nn.Module, asked: list[tuple[int, ...]], max_tokens: int
 
 def main() -> None:
     """Compare, then time round after round."""
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--rounds", type=int, default=5)
-    words.add_argument("--prompts", type=int, default=64)
-    words.add_argument("--max-tokens", type=int, default=96)
-    args = words.parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--prompts", type=int, default=64)
+    arguments.add_argument("--max-tokens", type=int, default=96)
+    args = arguments.parse_args()
     shape = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_size": 384, "context": 512}
-    model = base.model(len(base.tokenizer()), 7, **shape)
-    peer = base.model(len(base.tokenizer()), 7, **shape).eval()
+    model = base.model(len(words.tokenizer()), 7, **shape)
+    peer = base.model(len(words.tokenizer()), 7, **shape).eval()
     policy = Policy(model)
     asked = prompts(args.prompts)
     said = [ours(policy, asked, args.max_tokens), theirs(peer, asked, args.max_tokens)]

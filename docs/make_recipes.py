@@ -18,7 +18,7 @@ HOUSE = HERE.parent / "src" / "algorist"
 PAGE = HERE / "recipes.md"
 # Section → the file whose Settings it fills, and what it steers; a file with a STAGE takes the loop's keys too.
 SECTIONS = {
-    "model": ("model/checkpoints.py", "The model that everything starts from."),
+    "model": ("model/chat.py", "The model that everything starts from."),
     "toy": ("toy/world.py", 'The made-up world; read where `problems`, `benchmarks` or the model is "toy".'),
     "data": ("data/sources.py", "What is learned from, and what is scored on."),
     "teacher": ("data/teacher.py", "Who writes the rollouts that stages 1 to 3 learn from."),
@@ -30,6 +30,11 @@ SECTIONS = {
         "verify/judge.py",
         "A second opinion on the teacher's rollouts; scores and rewards are the rules' alone.",
     ),
+    "labels": (
+        "data/labels.py",
+        "A language model says of what domain and level a problem is; nobody is asked unless `url` is set.",
+    ),
+    "curate": ("data/curate.py", "Which rollouts become what: the rules of the four sets ([docs/sets.md](sets.md))."),
     "evaluate": ("evals/evaluate.py", "How every checkpoint is asked."),
     "base": ("stages/base.py", 'The made-up world\'s base model; read where `[model] base` is "toy".'),
     "midtrain": ("stages/midtrain.py", "Stage 1: [what it does](stages/1.md)."),
@@ -104,6 +109,14 @@ class Source:
             default = changed[key] if key in changed else self.value(field.value)
             yield above + key, default, takes(field.annotation), self.comment(field)
 
+    def tables(self, name: str) -> Iterator[str]:
+        """What each table of a key that holds tables by name takes, as a list below the keys of the section."""
+        for field in self.classes[name].body:
+            if isinstance(field, ast.AnnAssign) and (inner := table_of(field.annotation)) in self.classes:
+                yield f"Each table of `{ast.unparse(field.target)}` takes:\n"
+                for key, default, kind, comment in self.keys(inner, {}):
+                    yield f"- `{key}`, {kind}, `{toml(default)}` unless given: {comment}"
+
     def comment(self, field: ast.AnnAssign) -> str:
         """What stands behind a key on the line where its default ends."""
         assert field.end_lineno is not None
@@ -119,8 +132,17 @@ class Source:
         return {word.arg: self.value(word.value) for word in calls[0].keywords if word.arg}
 
 
+def table_of(hint: ast.expr) -> str:
+    """`Source` of `dict[str, Source]`, else empty."""
+    if isinstance(hint, ast.Subscript) and ast.unparse(hint.value) == "dict" and isinstance(hint.slice, ast.Tuple):
+        return ast.unparse(hint.slice.elts[1])
+    return ""
+
+
 def takes(hint: ast.expr) -> str:
     """A type in the words that error messages use."""
+    if isinstance(hint, ast.BinOp):
+        return f"{takes(hint.left)} or {takes(hint.right)}"
     if isinstance(hint, ast.Subscript):
         name = ast.unparse(hint.value)
         inner = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
@@ -128,7 +150,7 @@ def takes(hint: ast.expr) -> str:
             return "one of " + ", ".join(f"`{json.dumps(ast.literal_eval(item))}`" for item in inner)
         item = takes(inner[1] if name == "dict" else inner[0]).removeprefix("a ")
         return f"a {'table' if name == 'dict' else 'list'} of {item}s"
-    return TAKES[ast.unparse(hint)]
+    return TAKES.get(ast.unparse(hint), "a table")
 
 
 def toml(value: Any) -> str:
@@ -164,7 +186,9 @@ def page() -> str:
             rows += [row(*key) for key in Source(HOUSE / CONVENTIONS).keys("Conventions", {})]
             where += f" and, from `rounding` on, `src/algorist/{CONVENTIONS}`"
         where += "" if changed is None else " and, from `learning_rate` on, `src/algorist/stage.py`"
-        parts.append(f"## [{section}]\n\n{about}\nFrom {where}.\n\n" + "\n".join(rows) + "\n")
+        below = [*source.tables("Settings")]
+        below = ["", *below] if below else []
+        parts.append(f"## [{section}]\n\n{about}\nFrom {where}.\n\n" + "\n".join([*rows, *below]) + "\n")
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import algorist
 from algorist import cli, store
-from algorist.records import Problem, Rollout
+from algorist.records import Preference, Problem, Rollout
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("run", "check", "report", "gather", "show")
+VERBS = ("run", "check", "report", "gather", "verify", "show", "why", "serve")
 
 
 def write_lines(path: Path, *rows: dict) -> Path:
@@ -77,60 +78,94 @@ def test_check_prints_the_recipe_and_does_nothing(command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_gather_prints_funnel_and_agreement(command, tmp_path):
+MINE = """name = "mine"
+[data]
+problems = ["{problems}", "{rollouts}"]
+benchmarks = {{ exam = "{exam}" }}
+[teacher]
+url = ""
+[curate.dpo]
+levels = []
+max_pass_rate = 1.0
+max_length_ratio = 9.0
+balance_lengths = false
+max_auc = 1.0
+[curate.sft]
+levels = []
+"""
+
+
+def gathered(command, folder: Path) -> tuple[int, str, str]:
+    """`algorist gather` of two problems, one of them in the exam, and of three traces."""
     problems = write_lines(
-        tmp_path / "p.jsonl", {"question": "What is 2 + 2?", "answer": "4"}, {"question": "9 + 9?", "answer": "18"}
+        folder / "p.jsonl", {"question": "What is 2 + 2?", "answer": "4"}, {"question": "9 + 9?", "answer": "18"}
     )
     rollouts = write_lines(
-        tmp_path / "r.jsonl",
+        folder / "r.jsonl",
         {"question": "What is 2 + 2?", "gold": "4", "completion": "A: 4", "correct": True},
         {"question": "What is 2 + 2?", "gold": "4", "completion": "A: 5", "correct": True},
         {"question": "9 + 9?", "gold": "18", "completion": "A: 18"},
     )
-    exam = write_lines(tmp_path / "exam.jsonl", {"question": "9 + 9?", "answer": "18"})
+    exam = write_lines(folder / "exam.jsonl", {"question": "9 + 9?", "answer": "18"})
+    recipe = folder / "mine.toml"
+    recipe.write_text(MINE.format(problems=problems, rollouts=rollouts, exam=exam))
+    return command("gather", recipe, "--out", folder / "out")
+
+
+def test_gather_prints_funnel_and_agreement(command, tmp_path):
+    status, text, err = gathered(command, tmp_path)
     out = tmp_path / "out"
-    words = ("gather", "--problems", problems, "--rollouts", rollouts, "--against", exam, "--out", out)
-    status, text, err = command(*words)
-    assert status == 0
+    assert status == 0, err
     assert text == (out / "funnel.txt").read_text(encoding="utf-8") + "\n"
-    assert "samples 1\npairs   1 (rejected side: different 1)\n" in text
-    assert "    in exam" in text and "all together" in text
-    assert err == "verify: 3/3, took 0s\n"
-    assert len(store.read(out / "problems", Problem)) == 1 and len(store.read(out / "rollouts", Rollout)) == 3
-    again = command(*words)
-    assert again[:2] == (0, text)
+    assert re.search(r"^    in exam +1$", text, re.M) and re.search(r"^judged right +2 +1 +1$", text, re.M)
+    assert re.search(r"^r.jsonl|/r.jsonl +2 +1 +50.0 % +0 +1 +0$", text, re.M), text
+    assert (out / "funnel.svg").read_text(encoding="utf-8").startswith("<svg ")
+    assert len(store.read(out / "problems", Problem)) == 1 and len(store.read(out / "rollouts", Rollout)) == 2
+    status, again, err = gathered(command, tmp_path)
+    assert (status, again) == (0, text) and err.count("done before, skipped") == 11
     shown = command("show", out, "pair")[1]
     assert "no reference yet" in shown and "│ A: 4 " in shown and "│ A: 5 " in shown
-    status, overview, _ = command("show", out)
-    assert overview.startswith(text.rstrip()) and overview.endswith(
-        f"More: algorist show {out} problems|rollouts|pair|funnel, or --id with the id of any record.\n"
-    )
-    assert command("show", out, "batch")[::2] == (4, f"{out}: a gather has no batches. Name the folder of a run.\n")
-    chosen = json.loads((out / "pairs.jsonl").read_text())["chosen_id"]
-    assert "samples.jsonl:1 " in (story := command("show", out, "--id", chosen)[1]) and "pairs.jsonl:1 " in story
+    pair = store.read(out / "sets" / "dpo", Preference)[0]
+    status, story, err = command("why", pair.chosen_id[:12], "--run", out)
+    assert status == 0, err
+    places = [line.split()[0 if line[0] != "→" else 1] for line in story.splitlines()[1:]]
+    assert places == ["sources/problems", "problems", "profiles", "sources/traces", "rollouts", "measures", "verdicts",
+                      "sets/midtrain", "sets/sft", "sets/dpo"]  # fmt: skip
+    assert f"row 0 of {tmp_path / 'r.jsonl'}" in story
 
 
-def test_gather_maps_columns(command, tmp_path):
-    problems = write_lines(tmp_path / "p.jsonl", {"Frage": "1 + 1?", "Antwort": "2"})
-    words = ("gather", "--problems", problems, "--out", tmp_path / "out")
-    mapping = ("--problem-column", "statement=Frage", "--problem-column", "answer=Antwort")
-    assert command(*words, *mapping)[0] == 0
-    assert store.read(tmp_path / "out" / "problems", Problem)[0].answer == "2"
-    status, _, err = command(*words, "--problem-column", "Frage")
-    assert (status, err) == (
-        2,
-        "gather: Frage maps no column. Write our name=the file's name, such as answer=gold.\n",
+def test_gather_needs_no_torch_and_run_goes_on_from_it(tmp_path):
+    code = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("torch is not here", name="torch")
+sys.meta_path.insert(0, NoTorch())
+from algorist.cli import main
+sys.argv[0] = "algorist"
+main()
+"""
+    recipe = ROOT / "recipes" / "smoke.toml"
+    words = [str(recipe), "--out", str(tmp_path / "run"), "--set", "toy.problems=12"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "gather", *words], env=environment, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+    assert "examples chosen" in done.stdout
+    onward = [sys.executable, "-m", "algorist", "run", *words, "--until", "sets/rlvr"]
+    done = subprocess.run(onward, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(": done before, skipped\n") == 11 and "changed:" not in done.stderr
 
 
 def test_exit_statuses(command, tmp_path):
     """2: what was asked for cannot be; 3: a record cannot be read; 4: a run cannot go on."""
-    assert command("gather", "--out", tmp_path / "out")[::2] == (
-        2,
-        "gather: there is nothing to gather. Name files with --problems or --rollouts.\n",
-    )
+    assert command("gather", tmp_path / "none.toml")[0] == 2
     (tmp_path / "broken.jsonl").write_text('{"question": \n')
-    assert command("gather", "--problems", tmp_path / "broken.jsonl", "--out", tmp_path / "out2")[0] == 3
+    broken = f'data.problems=["{tmp_path / "broken.jsonl"}"]'
+    assert command("gather", ROOT / "recipes" / "smoke.toml", "--set", broken, "--out", tmp_path / "out2")[0] == 3
     assert command("report", tmp_path)[0] == 4
     assert command("rn")[0] == 2
 

@@ -23,19 +23,28 @@ FLOORS = [
     {"errors", "__init__"},
     {"numerics", "records", "journal"},
     {"store", "recipe"},
-    {"model", "verify", "toy"},
-    {"generate"},
-    {"stage", "data", "evals", "trace", "review"},
+    {"model", "verify", "toy", "task"},
+    {"generate", "pipeline"},
+    {"data", "evals", "trace", "review", "serving"},
+    {"stage"},
     {"stages", "train"},
     {"tasks", "show"},
-    {"pipeline"},
     {"cli"},
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ("cli", "records", "recipe", "store", "errors", "model/chat", "generate/server", "generate/sampling")
+TORCH_FREE = ("cli", "records", "recipe", "store", "errors", "task", "pipeline", "trace", "review", "model/chat")
 TORCH_FREE_ROOMS = ("data", "verify")
-TORCH_FREE_TOO = ("toy/world", "toy/teacher")
+TORCH_FREE_TOO = (
+    "toy/world",
+    "toy/teacher",
+    "toy/words",
+    "generate/sampling",
+    "generate/server",
+    "generate/endpoints",
+    "generate/answers",
+    "generate/fleet",
+)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 

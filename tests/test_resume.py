@@ -21,7 +21,7 @@ import pytest
 
 from algorist import recipe as recipes
 from algorist import store
-from algorist.pipeline import fingerprints
+from algorist.pipeline import fingerprint
 from algorist.recipe import Recipe
 from algorist.records import Problem, Rollout, content_id
 from algorist.tasks import sections, tasks
@@ -31,6 +31,7 @@ SMOKE = ROOT / "recipes" / "smoke.toml"
 STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
 CHANGES = 800  # to files, about, in a whole run with saves on the way
 LEFT_OUT = {".lock", "stdout.txt", "log.txt", "recipe.toml", "report.md"}  # the last shows scores.json, rounded
+LOG = "answers.sqlite"  # in which answers lie in the order in which they came
 
 # Runs the command line and kills it just before it changes a file: at the `after`-th change from the first one on
 # that matches `pattern`. A change reads as "os.rename /a/draft", "open /a/file", "os.remove name-inside-a-rmtree".
@@ -132,7 +133,7 @@ def contents(run: Path) -> dict[str, Any]:
     return {
         name: content(path)
         for name, path in found.items()
-        if name not in LEFT_OUT and not name.startswith("superseded/")
+        if name not in LEFT_OUT and not name.startswith((LOG, "superseded/"))
     }
 
 
@@ -194,7 +195,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_numbers(smoke_run: Pa
 
 
 def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) -> None:
-    many = "toy.problems=500"  # three shards of rollouts
+    many = "toy.problems=2500"  # three shards of rollouts
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     with begin(undisturbed, many, until="verdicts") as beside:
         killed_at(run, r"os.rename .*/\.recipe\.toml\.draft$", many, until="verdicts")
@@ -212,7 +213,7 @@ def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) 
     # a change of mind that was killed before the first mark, and taken back
     killed_at(run, r"os.rename .*/benchmarks/\.task\.json\.draft$", many, "seed=2", until="verdicts")
     log = finish(run, many, until="verdicts")
-    assert log.count("done before, skipped\n") == 4 and "done in" not in log
+    assert log.count("done before, skipped\n") == 5 and "done in" not in log
     assert_same(run, undisturbed)
 
 
@@ -236,9 +237,10 @@ def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run
     assert beside.returncode == 0, said(run)
     assert_same(disturbed, run)
     log = said(run)
-    assert f"made again: rlvr, scores/rlvr; what was there moves to {run / 'superseded'}\n" in log
+    made = "made again: rlvr, and what comes to another content by it; what was there moves to"
+    assert f"{made} {run / 'superseded'}\n" in log
     assert re.findall(r"^(\S+): done in", log, re.M) == ["rlvr", "scores/rlvr"]
-    assert log.count(": done before, skipped\n") == 12
+    assert log.count(": done before, skipped\n") == 19
     marks = {task: json.loads((smoke_run / task / "task.json").read_text()) for task in ("rlvr", "scores/rlvr")}
     names = {task: content_id(mark["fingerprint"], mark["inputs"]) for task, mark in marks.items()}
     aside = {task: run / "superseded" / f"{task.replace('/', '-')}-{name}" for task, name in names.items()}
@@ -247,7 +249,7 @@ def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run
     } == before
 
     log = finish(run)
-    assert log.count(": done before, skipped\n") == 14 and "done in" not in log
+    assert log.count(": done before, skipped\n") == 21 and "done in" not in log
     assert_same(run, smoke_run)
 
 
@@ -256,52 +258,61 @@ def recipe_with(*overrides: str) -> Recipe:
     return recipes.read(SMOKE, sections(), overrides)
 
 
-def onward(stage: str) -> list[str]:
-    """The stage, its scores, and those of all stages after it."""
-    return [task for name in STAGES[STAGES.index(stage) :] for task in (name, f"scores/{name}")]
-
-
 EVERY = [task.name for task in tasks(recipe_with())]
-AFTER_ROLLOUTS = ["verdicts", *onward("midtrain")]
-AFTER_PROBLEMS = ["problems", "rollouts", *AFTER_ROLLOUTS]
 
 
 @pytest.mark.parametrize(
     ("override", "again"),
     [
-        ("seed=2", EVERY),
-        ("model.prompt='Now: {problem}'", onward("base")),
-        ("toy.held_out=9", EVERY),  # they rule out other problems, of the toy base model too
-        ("toy.most_steps=5", EVERY),
-        ("toy.problems=61", AFTER_PROBLEMS),
-        ("data.ngram=30", ["base", "scores/base", *AFTER_PROBLEMS]),
-        ("teacher.samples=5", ["rollouts", *AFTER_ROLLOUTS]),
+        ("seed=2", [name for name in EVERY if name not in ("problems", "verdicts", "measures", "profiles")]),
+        ("model.prompt='Now: {problem}'", [name for name in EVERY if name.startswith("sets/") or "/" not in name
+                                           and name in STAGES or name.startswith("scores/")]),
+        ("toy.held_out=9", ["benchmarks"]),
+        ("toy.most_steps=5", ["benchmarks", "sources"]),
+        ("toy.problems=61", ["sources"]),
+        ("data.ngram=30", ["base", "measures", "problems"]),
+        ("data.near=0.9", ["problems"]),
+        ("data.workers=2", []),
+        ("data.engine=ray", []),
+        ("teacher.samples=5", ["rollouts"]),
         ("teacher.concurrency=3", []),
-        ("teacher.model=other", ["rollouts", *AFTER_ROLLOUTS]),
-        ("verify.seconds=2.5", ["scores/base", *AFTER_ROLLOUTS]),
-        ("base.learning_rate=0.01", onward("base")),
+        ("teacher.model=other", ["rollouts"]),
+        ("verify.seconds=2.5", ["verdicts", *(f"scores/{stage}" for stage in STAGES)]),
+        ("judge.model=other", []),
+        ("labels.model=other", []),
+        ("curate.midtrain.per_problem=3", ["sets/midtrain", "sets/sft"]),
+        ("curate.sft.per_problem=3", ["sets/sft"]),
+        ("curate.dpo.per_problem=3", ["sets/dpo"]),
+        ("curate.rlvr.min_pass_rate=0.5", ["sets/rlvr"]),
+        ("base.learning_rate=0.01", ["base"]),
         ("base.save_every=3", []),
-        ("midtrain.epochs=3", onward("midtrain")),
+        ("midtrain.epochs=3", ["midtrain"]),
         ("midtrain.save_every=3", []),
-        ("sft.learning_rate=0.01", onward("sft")),
+        ("sft.learning_rate=0.01", ["sft"]),
         ("sft.save_every=3", []),
-        ("dpo.beta=0.2", onward("dpo")),
+        ("dpo.beta=0.2", ["dpo"]),
         ("dpo.save_every=3", []),
-        ("rlvr.steps=4", onward("rlvr")),
-        ("rlvr.prompts.rounds=3", onward("rlvr")),
+        ("rlvr.steps=4", ["rlvr"]),
+        ("rlvr.prompts.rounds=3", ["rlvr"]),
         ("rlvr.save_every=3", []),
         ("evaluate.temperature=0.5", [f"scores/{stage}" for stage in STAGES]),
     ],
-)
-def test_a_key_invalidates_the_tasks_that_depend_on_it_and_no_others(override: str, again: list[str]) -> None:
-    before, after = fingerprints(recipe_with()), fingerprints(recipe_with(override))
-    assert sorted(task for task in EVERY if before[task] != after[task]) == sorted(again)
+)  # fmt: skip
+def test_a_key_is_read_by_these_tasks_and_no_others(override: str, again: list[str]) -> None:
+    old, new = recipe_with(), recipe_with(override)
+    changed = [one.name for one, two in zip(tasks(old), tasks(new), strict=True)
+               if fingerprint(old, one) != fingerprint(new, two)]  # fmt: skip
+    assert sorted(changed) == sorted(again)
 
 
 def test_a_server_may_move_and_the_scripted_teacher_may_not_take_its_place() -> None:
-    here, there = (fingerprints(recipe_with(f"teacher.url={url}")) for url in ("http://a:1/v1", "https://b/v1"))
-    assert here == there
-    assert here["rollouts"] != fingerprints(recipe_with())["rollouts"]
+    def rollouts(*overrides: str) -> str:
+        read = recipe_with(*overrides)
+        return fingerprint(read, next(task for task in tasks(read) if task.name == "rollouts"))
+
+    here, there = (rollouts(f"teacher.url={url}") for url in ("http://a:1/v1", "https://b/v1"))
+    assert here == there == rollouts('teacher.url=["http://a:1/v1", "http://b:2/v1"]')
+    assert here != rollouts()
 
 
 def test_other_data_makes_again_what_started_from_it(command, tmp_path: Path) -> None:
@@ -319,13 +330,15 @@ def test_other_data_makes_again_what_started_from_it(command, tmp_path: Path) ->
     def gold() -> set[str]:
         return {problem.answer for problem in store.read(run / "problems", Problem)}
 
-    assert made() == ["benchmarks", "problems", "rollouts", "verdicts"] and made() == []
+    assert made() == ["benchmarks", "sources", "problems", "rollouts", "verdicts"] and made() == []
     first = told.read_text()
     told.write_text(first.replace('"4"', '"5"'))
-    assert made() == ["problems", "rollouts", "verdicts"] and gold() == {"2", "5"}
+    # the same questions bring the same rollouts, whatever the answer
+    assert made() == ["sources", "problems", "rollouts", "verdicts"] and gold() == {"2", "5"}
     told.write_text(first)
     assert made() == [] and gold() == {"2", "4"}  # what was there comes back
     asked.write_text('{"question": "What is 3 + 1?", "answer": "4"}\n')
+    # the first shard is another, and what is made of it
     assert made() == ["benchmarks", "problems", "rollouts", "verdicts"] and gold() == {"2"}
     shutil.rmtree(run / "rollouts")
     assert made() == ["rollouts"]  # the same texts again: what was made from them stands

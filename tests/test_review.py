@@ -219,25 +219,6 @@ def test_what_cannot_be_judged_again_is_counted(looked: Looked, judged_run: Path
     ]
 
 
-def test_a_gather_is_rechecked_too(command: Command, looked: Looked, tmp_path: Path) -> None:
-    exam, told, out = tmp_path / "exam.jsonl", tmp_path / "r.jsonl", tmp_path / "out"
-    exam.write_text(json.dumps({"question": "9 + 9?", "answer": "18"}) + "\n")
-    rows = [{"question": "What is 2 + 2?", "gold": "4", "completion": "A: 4"}]
-    rows += [{"question": "9 + 9?", "gold": "18", "completion": "A: 18"}]
-    told.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert command("gather", "--rollouts", told, "--against", exam, "--out", out)[0] == 0
-    alter(out / "verdicts", 1, right=False, reason="different")
-    assert looked("verify", "--recheck", out).splitlines() == [
-        "verdicts: 2 rows, 1 unchanged, 1 changed",
-        f"        1  wrong (different) by {verifier()} → right (equal) by {verifier()}",
-        f"recheck: 1 of 2 verdicts would change, listed in {out}/recheck.jsonl; what is stored stays as it is. "
-        "To have the new ones, gather into another folder.",
-    ]
-    assert looked("show", out, "--disagreements") == (
-        f"{out}: no judge has seen a verdict of this folder. [judge] url in a recipe names one.\n"
-    )
-
-
 # ----------------------------------------------------------------------------------------------------- disagreements
 
 

@@ -15,6 +15,7 @@ from algorist.errors import RecordError
 from algorist.model.chat import load_tokenizer
 from algorist.records import Pair, Problem, Rollout, Sample, Verdict
 from algorist.show import Look, show
+from conftest import ROOT
 
 STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
 
@@ -28,22 +29,24 @@ def shown(command, *words: object) -> str:
 def test_the_overview_has_tasks_funnel_table_and_what_else_there_is(command, smoke_run):
     text = shown(command, smoke_run)
     assert text.startswith(f"{smoke_run}: recipe smoke, seed 1\n  benchmarks           done\n")
-    assert len(re.findall(r"^  \S+ +done$", text, re.MULTILINE)) == 4 + 2 * len(STAGES)
+    assert len(re.findall(r"^  \S+ +done$", text, re.MULTILINE)) == 11 + 2 * len(STAGES)
     assert "**toy**: 8 problems, 1 samples each" in text
-    more = f"More: algorist show {smoke_run} problems|rollouts|pair|batch|funnel, or --id with the id of any record."
+    more = f"More: algorist show {smoke_run} problems|rollouts|pair|batch|funnel; algorist why ID --run {smoke_run}"
     assert text.splitlines()[-1] == more
 
 
 def test_the_funnel_has_every_data_set_with_drops_and_parents(command, smoke_run):
-    lines = shown(command, smoke_run, "funnel").splitlines()
+    funnel, _, rest = shown(command, smoke_run, "funnel").partition("\nbenchmarks/")
+    assert "set of midtrain" in funnel and "in the tokens of the model" in funnel
+    lines = f"benchmarks/{rest}".splitlines()
     places = {str(path.parent.relative_to(smoke_run)) for path in smoke_run.rglob("manifest.json")}
     assert {line.split()[0] for line in lines if not line.startswith(" ")} == places
     made = store.manifest(smoke_run / "sft" / "data")
-    assert f"{'sft/data':28} {made.rows:>9,} samples  {made.id}  from rollouts, verdicts" in lines
+    assert f"{'sft/data':28} {made.rows:>9,} samples  {made.id}  from sets/sft" in lines
     for reason, count in made.dropped.items():
         assert f"{'':28} {count:>9,} left out: {reason}" in lines
     (pairs,) = [line for line in lines if line.startswith("dpo/data")]
-    assert pairs.endswith("from rollouts, verdicts, sft/checkpoint")
+    assert pairs.endswith("from sets/dpo, sft/checkpoint")
 
 
 def test_problems_tally_their_rollouts(command, smoke_run):
@@ -131,30 +134,6 @@ def test_the_rollouts_of_a_generation(command, smoke_run):
     assert first.startswith("rlvr, generation 0: ")
 
 
-def test_an_id_is_followed_from_problem_to_scores(command, smoke_run):
-    pair = store.read(smoke_run / "dpo" / "data", Pair)[0]
-    story = [line.split(maxsplit=2) for line in shown(command, smoke_run, "--id", pair.id).splitlines()]
-    stations = [(place, what) for place, what, _ in story if place != "rlvr/data"]
-    assert stations == [
-        ("problems", "problem"),
-        *[("rollouts", "rollout")] * 2,
-        ("dpo/data", "pair"),
-        ("dpo", "learned"),
-        ("dpo", "scores"),
-    ]
-    assert {line[2].split()[0] for line in story if line[1] == "rollout"} == {pair.chosen_id, pair.rejected_id}
-    whole = shown(command, smoke_run, "--id", pair.problem_id)
-    assert whole.count("\nrollouts  ") == 4
-    card = json.loads((smoke_run / "midtrain" / "checkpoint" / "checkpoint.json").read_text())
-    assert f"\n{'midtrain':24} learned from it: checkpoint {card['id']}\n" in whole
-    right = store.read(smoke_run / "sft" / "data", Sample)[0]
-    sample = shown(command, smoke_run, "--id", right.id)
-    assert "right (equal)" in sample and f"of rollout {right.rollout_id}" in sample and right.problem_id in sample
-    asked = store.read(smoke_run / "benchmarks" / "toy", Problem)[0]
-    scored = shown(command, smoke_run, "--id", asked.id)
-    assert all(f"\nscores/{stage}/toy/rollouts" in scored for stage in STAGES)
-
-
 def test_a_terminal_gets_colours_instead_of_brackets(smoke_run):
     def on_terminal(what: str) -> str:
         file = io.StringIO()
@@ -175,10 +154,15 @@ def test_hostile_text_cannot_reach_the_terminal(command, tmp_path):
     text = "A: 4\x1b[2J\x1b]0;owned\x07 \u202e [bold]not markup[/bold]"
     row = {"question": "What is 2 + 2?", "gold": "4", "completion": text}
     (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n")
-    assert command("gather", "--rollouts", tmp_path / "r.jsonl", "--out", tmp_path / "out")[0] == 0
+    changes = (f'data.problems=["{tmp_path / "r.jsonl"}"]', 'teacher.url=""')
+    words = [word for change in changes for word in ("--set", change)]
+    smoke = ROOT / "recipes" / "smoke.toml"
+    assert command("gather", smoke, "--out", tmp_path / "out", "--until", "measures", *words)[0] == 0
     out = shown(command, tmp_path / "out", "rollouts")
     assert "A: 4\ufffd[2J\ufffd]0;owned\ufffd \ufffd [bold]not markup[/bold]\n" in out
-    story = shown(command, tmp_path / "out", "--id", store.read(tmp_path / "out" / "rollouts", Rollout)[0].id)
+    rollout = store.read(tmp_path / "out" / "rollouts", Rollout)[0]
+    status, story, _ = command("why", rollout.id, "--run", tmp_path / "out")
+    assert status == 0 and "owned" in story
     assert "\x1b" not in story and "\x07" not in story
 
 
@@ -199,7 +183,7 @@ def test_messages(command, smoke_run, tmp_path):
     )
     assert refused(smoke_run, "funnel", "--id", "a") == (
         2,
-        "show funnel --id: this view takes no id. Leave funnel out to follow the id everywhere.",
+        "show funnel --id: this view takes no id. `algorist why a` follows it everywhere.",
     )
     last = journal.read(smoke_run / "sft")[-1]["step"]
     assert refused(smoke_run, "batch", "--step", 99) == (
@@ -211,12 +195,12 @@ def test_messages(command, smoke_run, tmp_path):
         f"{smoke_run}: rlvr has sampled 3 generations so far. Run it further, or name another --step.",
     )
     assert refused(smoke_run, "--id", "zz") == (
-        3,
-        f"{smoke_run}: no record has or names the id zz. `algorist show {smoke_run} problems` lists some.",
+        2,
+        "show --id zz: of which view? `algorist why zz` follows it everywhere.",
     )
     assert refused(smoke_run, "pair", "--id", "zz") == (
         3,
-        f"{smoke_run}: no record of this view has the id zz. `algorist show {smoke_run} --id zz` looks everywhere.",
+        f"{smoke_run}: no record of this view has the id zz. `algorist why zz --run {smoke_run}` looks everywhere.",
     )
     assert refused(tmp_path) == (
         4,

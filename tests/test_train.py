@@ -23,7 +23,7 @@ from algorist.numerics.schedules import learning_rate
 from algorist.recipe import Recipe
 from algorist.records import Checkpoint, Problem
 from algorist.stage import Plan, Run, Stage, Step, Training
-from algorist.toy import base
+from algorist.toy import base, words
 from algorist.train import train
 
 STEPS = 4
@@ -46,7 +46,7 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Chat]:
-    tokenizer = base.tokenizer()
+    tokenizer = words.tokenizer()
     shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_size": 16, "context": 64}
     folder = tmp_path_factory.mktemp("parent") / "checkpoint"
     checkpoints.save(folder, Policy(base.model(len(tokenizer), 1, **shape)), tokenizer, Checkpoint("", "before", 3))

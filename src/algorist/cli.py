@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,9 +45,33 @@ def run(
     from algorist import recipe as recipes
 
     settings = recipes.read(recipe, tasks.sections(), set_ or [])
-    text = pipeline.run(settings, out or Path("runs") / settings.name, say=_say, until=until)
-    if text is not None:
-        typer.echo(text)
+    folder = out or Path("runs") / settings.name
+    if pipeline.run(settings, folder, tasks.tasks(settings), say=_say, until=until):
+        _say(tasks.peak_memory())
+        typer.echo(tasks.write_report(settings, folder))
+
+
+@app.command()
+def gather(
+    recipe: RecipePath,
+    out: Out = None,
+    set_: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this task, such as problems or verdicts.")] = None,
+) -> None:
+    """Run the data engine of a recipe alone, from sources to the four sets, and print the funnel. Needs no torch.
+
+    Stopped or killed, the same command goes on from there; `run` trains on what it made.
+    Example: algorist gather mine.toml --out runs/mine
+    """
+    from algorist import pipeline
+    from algorist import recipe as recipes
+    from algorist.data import funnel, tasks
+
+    settings = recipes.read(recipe, tasks.sections(), set_ or [], others=tasks.NOT_READ)
+    folder = out or Path("runs") / settings.name
+    pipeline.run(settings, folder, tasks.tasks(settings), say=_say, until=until)
+    funnel.write(folder)
+    typer.echo(funnel.text_of(folder))
 
 
 @app.command()
@@ -62,7 +85,7 @@ def check(recipe: RecipePath, out: Out = None, set_: Overrides = None) -> None:
 
     settings = recipes.read(recipe, tasks.sections(), set_ or [])
     typer.echo(settings.dumps())
-    for task, state in pipeline.state(settings, out or Path("runs") / settings.name):
+    for task, state in pipeline.state(settings, out or Path("runs") / settings.name, tasks.tasks(settings)):
         typer.echo(f"{task:20} {state}")
 
 
@@ -72,41 +95,43 @@ def report(run: RunFolder) -> None:
 
     Example: algorist report runs/tiny
     """
-    from algorist import pipeline
+    from algorist import tasks
 
-    typer.echo(pipeline.write_report(_recipe_of(run), run))
+    typer.echo(tasks.write_report(_recipe_of(run), run))
 
 
 @app.command()
-def gather(
-    out: Annotated[Path, typer.Option(help="The folder to write; an interrupted gather goes on in it.")],
-    problems: Annotated[list[Path] | None, typer.Option(help="A file of problems. May be repeated.")] = None,
-    rollouts: Annotated[list[Path] | None, typer.Option(help="A file of rollouts. May be repeated.")] = None,
-    against: Annotated[
-        list[Path] | None, typer.Option(help="An evaluation file; its problems are never trained on. May be repeated.")
+def why(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="Of any record or checkpoint, or how it begins.")],
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="The folder of a run; every run in runs/ unless given.")
     ] = None,
-    problem_column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=_MAPPED)] = None,
-    rollout_column: Annotated[list[str] | None, typer.Option(metavar="OURS=THEIRS", help=_MAPPED)] = None,
-    ngram: Annotated[int, typer.Option(help="Words shared with an evaluation problem that rule a problem out.")] = 13,
 ) -> None:
-    """Turn files of problems and rollouts into judged, decontaminated samples and pairs, and print what became of what.
+    """Follow one id back to its rollouts, verdicts, problem and source row, and forward to what trained on it.
 
-    Files are .jsonl, .json, .parquet or .csv.
-    Example: algorist gather --problems math.jsonl --rollouts r1.jsonl --against math500.jsonl --out data/math
+    Example: algorist why 5053a99c09b9e9ff --run runs/tiny
     """
-    from algorist.data import gather as gathering
-    from algorist.data.funnel import funnel_text
+    from algorist import trace
 
-    if not problems and not rollouts:
-        raise RecipeError("gather: there is nothing to gather. Name files with --problems or --rollouts.")
-    settings = gathering.Settings(
-        ngram, problem_columns=_columns(problem_column), rollout_columns=_columns(rollout_column)
-    )
-    with _verdict_bar() as progress:
-        found = gathering.gather(
-            problems or [], rollouts or [], out, against=against or [], settings=settings, progress=progress
-        )
-    typer.echo(funnel_text(found))
+    trace.tell([run] if run else trace.runs(Path("runs")), identity, typer.echo)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub name, or toy: the scripted teacher.")],
+    host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port.")] = 8000,
+    precision: Annotated[str, typer.Option(help="Of matrix products: float32 or bfloat16.")] = "float32",
+    slots: Annotated[int, typer.Option(min=1, help="Sequences decoded together.")] = 32,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients; MODEL unless given.")] = None,
+) -> None:
+    """Answer the requests of OpenAI's protocol with our own sampler: a teacher for tests and laptops.
+
+    Example: algorist serve runs/tiny/rlvr/checkpoint --port 8001
+    """
+    from algorist.serving import app
+
+    app.serve(model, host=host, port=port, precision=precision, num_slots=slots, name=name or "")
 
 
 @app.command()
@@ -120,7 +145,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores, up to 8.")] = None,
     recheck: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Instead of pairs: judge a run's or gather's rollouts again, change nothing."),
+        typer.Option(metavar="RUN", help="Instead of pairs: judge a run's rollouts again, change nothing."),
     ] = None,
 ) -> None:
     """Judge pairs of answers: {id, equivalent: true, false or null, reason, extracted, seconds} for each line.
@@ -138,16 +163,14 @@ def verify(
 
     if pairs is not None:
         raise RecipeError(f"verify: both {pairs} and --recheck {recheck} were given. Give one of them.")
-    gathered = (recheck / "gather.json").exists()
-    recipe = review.gathered(recheck, set_ or []) if gathered else _recipe_of(recheck, set_ or [])
-    typer.echo(review.recheck(recheck, recipe, out, workers))
+    typer.echo(review.recheck(recheck, _recipe_of(recheck, set_ or []), out, workers))
 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or of a gather.")],
+    run: RunFolder,
     what: Annotated[str, typer.Argument(help="problems, rollouts, pair, batch or funnel; else an overview.")] = "",
-    id_: Annotated[str, typer.Option("--id", help="A record's id, or how it begins; alone, the record's story.")] = "",
+    id_: Annotated[str, typer.Option("--id", help="A record's id, or how it begins.")] = "",
     count: Annotated[int | None, typer.Option(min=1, help="How many to show.")] = None,
     stage: Annotated[str, typer.Option(help="Whose batch: base, midtrain, sft, dpo or rlvr.")] = "sft",
     step: Annotated[int | None, typer.Option(min=0, help="Which step's batch; the first, of rlvr the last.")] = None,
@@ -165,18 +188,14 @@ def show(
 
     if disagreements and what:
         raise RecipeError(f"show {what} --disagreements: these are two views. Give one of them.")
-    recipe, states = None, []
-    if not (run / "gather.json").exists():
-        from algorist import pipeline
-
-        recipe = _recipe_of(run)
-        states = pipeline.state(recipe, run)
-    look = shows.Look(run, recipe, states, id_, count, stage, step)
+    recipe = _recipe_of(run)
     if disagreements:
-        settings = recipe.of("judge", judge.Settings) if recipe else judge.Settings()
-        review.show_disagreements(run, settings, id_, count, look.say)
-    else:
-        shows.show(look, what)
+        review.show_disagreements(run, recipe.of("judge", judge.Settings), id_, count, shows.Look(run, recipe).say)
+        return
+    from algorist import pipeline, tasks
+
+    states = pipeline.state(recipe, run, tasks.tasks(recipe))
+    shows.show(shows.Look(run, recipe, states, id_, count, stage, step), what)
 
 
 def _recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -186,33 +205,6 @@ def _recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not (run / "recipe.toml").exists():
         raise RunError(f"{run}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.")
     return recipes.read(run / "recipe.toml", tasks.sections(), overrides)
-
-
-def _columns(pairs: list[str] | None) -> dict[str, str]:
-    """Our column names → the files'."""
-    for text in pairs or []:
-        if "=" not in text:
-            raise RecipeError(f"gather: {text} maps no column. Write our name=the file's name, such as answer=gold.")
-    return dict(text.split("=", 1) for text in pairs or [])
-
-
-@contextlib.contextmanager
-def _verdict_bar() -> Iterator[Callable[[int, int], None]]:
-    """(done, all) shown as progress; nothing is shown before the first call."""
-    from algorist import journal
-
-    with contextlib.ExitStack() as stack:
-        bars: list[Callable[..., None]] = []
-        before = 0
-
-        def show(done: int, total: int) -> None:
-            nonlocal before
-            if not bars:
-                bars.append(stack.enter_context(journal.progress("verify", total)))
-            bars[0](done - before)
-            before = done
-
-        yield show
 
 
 def _say(line: str) -> None:

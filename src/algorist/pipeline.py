@@ -1,9 +1,9 @@
 """Running a recipe: what is done is skipped, what is half done goes on, what changed is done again.
 
-A task's fingerprint covers what it reads of the recipe and the fingerprints of the tasks before it; beside it stands,
-by content, what the task starts from. A folder with another fingerprint was made by an older recipe, one with other
-inputs from other data: it moves to `superseded/`, where it can be looked at, compared, and found again when the
-recipe or the data goes back.
+A task's fingerprint covers what it reads of the recipe; beside it stands, by content, what the task starts from. A
+folder with another fingerprint was made by an older recipe, one with other inputs from other data: it moves to
+`superseded/`, where it can be looked at, compared, and found again when the recipe or the data goes back. A change
+goes no further than its effect: where a task made again comes to the same content, what was made from it stands.
 """
 
 from __future__ import annotations
@@ -14,34 +14,29 @@ import hashlib
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from algorist import recipe as recipes
 from algorist import store
-from algorist.data import sources
 from algorist.errors import RunError, explain_full_disk
-from algorist.evals import report
-from algorist.model import checkpoints, devices
 from algorist.recipe import Recipe
-from algorist.records import content_id
-from algorist.stages import STAGES
-from algorist.tasks import Context, Task, tasks
+from algorist.records import CARD, content_id
+from algorist.task import SUPERSEDED, Context, Task, aside
 
-FORMAT = 2  # raised when a run folder of an older version cannot be gone on with
-UNREAD = frozenset({"save_every", "concurrency"})  # keys that no result depends on
+FORMAT = 3  # raised when a run folder of an older version cannot be gone on with
+UNREAD = frozenset(  # keys that no result depends on
+    ("save_every", "concurrency", "engine", "workers", "timeout", "patience", "price_in", "price_out", "key_env")
+)
+SERVERS = ("teacher", "judge", "labels")  # sections that name one
 _MARK = "task.json"
 
 
-def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Task name → what its folder must have been made from."""
-    found: dict[str, str] = {}
+def fingerprint(recipe: Recipe, task: Task) -> str:
+    """What a task reads of the recipe, hashed: a folder with another one must be made again."""
     resolved = recipe.resolved()
-    for task in tasks(recipe):
-        own = {name: _read(resolved, name) for name in task.reads}
-        found[task.name] = content_id(FORMAT, task.name, own, [found[need] for need in task.needs])
-    return found
+    return content_id(FORMAT, task.name, {name: _read(resolved, name) for name in task.reads})
 
 
 def _read(resolved: Any, name: str) -> Any:
@@ -51,11 +46,15 @@ def _read(resolved: Any, name: str) -> Any:
     if not isinstance(resolved, dict):
         return resolved
     kept = {key: value for key, value in resolved.items() if key not in UNREAD}
-    if name == "teacher":  # a server may move; which model answers is another key
-        kept["url"] = kept["url"].partition("://")[0].removesuffix("s")
-    if name == "judge":  # likewise; and where there is none, what it would be told changes nothing
-        kept = {**kept, "url": True} if kept["url"] else {}
+    if name in SERVERS:  # a server may move; and where there is none, what it would be told changes nothing
+        kept = {**kept, "url": _scheme(kept["url"])} if kept["url"] else {}
     return kept
+
+
+def _scheme(url: Any) -> str:
+    """What matters of an address: whether it is a server on a network or the scripted one."""
+    first = url if isinstance(url, str) else url[0]
+    return str(first.partition("://")[0].removesuffix("s"))
 
 
 def _inputs(root: Path, task: Task) -> dict[str, str]:
@@ -72,52 +71,58 @@ def _hash(path: Path) -> str:
 
 
 def _made(folder: Path) -> str:
-    """The id of a finished task's checkpoint, or one of its data sets together."""
+    """The id of a finished task's checkpoint, or one of the content of its data sets together."""
     if not (folder / _MARK).exists() or not store.read_json(folder / _MARK)["done"]:
         return ""
-    if (folder / "checkpoint" / checkpoints.CARD).exists():
-        return checkpoints.card(folder / "checkpoint").id
-    return content_id([store.manifest(path.parent).id for path in sorted(folder.rglob(store.MANIFEST))])
+    if (folder / "checkpoint" / CARD).exists():
+        return str(store.read_json(folder / "checkpoint" / CARD)["id"])
+    made = [store.manifest(path.parent) for path in sorted(folder.rglob(store.MANIFEST))]
+    return content_id([one.content for one in made])
 
 
-def run(recipe: Recipe, root: Path, say: Callable[[str], object] = print, until: str | None = None) -> str | None:
-    """Do every task that is not done, print what happens through `say`, and return the report.
+def run(
+    recipe: Recipe, root: Path, todo: Sequence[Task], say: Callable[[str], object] = print, until: str | None = None
+) -> bool:
+    """Do every task of `todo` that is not done and print what happens through `say`; whether all are done now.
 
     Args:
-        until  stop after this task; then there is no report, and None is returned
+        until  stop after this task
 
     Raises:
         RunError where the folder holds a run of another recipe, or another process works in it.
     """
-    todo = tasks(recipe)
     if until is not None and until not in [task.name for task in todo]:
         raise RunError(f"--until {until}: there is no such task. Known here: {', '.join(t.name for t in todo)}.")
-    devices.settle()
     with _alone(root):
-        _open_folder(recipe, root, say)
-        wanted = fingerprints(recipe)
+        _open_folder(recipe, root, todo, say)
         context = Context(recipe, root, say)
         for task in todo:
-            mark = root / task.name / _MARK
-            inputs = _inputs(root, task)
-            if _begin(root, task.name, wanted[task.name], inputs, say):
+            mark, wanted, inputs = root / task.name / _MARK, fingerprint(recipe, task), _inputs(root, task)
+            if _begin(root, task.name, wanted, inputs, say):
                 started = time.monotonic()
                 with explain_full_disk(mark):
                     task.make(context)
-                store.write_json(mark, {"fingerprint": wanted[task.name], "inputs": inputs, "done": True})
+                store.write_json(mark, {"fingerprint": wanted, "inputs": inputs, "done": True})
                 say(f"{task.name}: done in {time.monotonic() - started:.0f} s")
             else:
                 say(f"{task.name}: done before, skipped")
             if task.name == until:
-                return None
-        say(f"most memory used: {devices.peak_memory() / 2**30:.1f} GiB")
-        return write_report(recipe, root)
+                return task is todo[-1]
+    return True
 
 
-def state(recipe: Recipe, root: Path) -> list[tuple[str, str]]:
-    """(task, "done", "begun", "to do", "made by another recipe" or "made from other data") of every task."""
-    wanted = fingerprints(recipe)
-    return [(task.name, _state(root / task.name, wanted[task.name], _inputs(root, task))) for task in tasks(recipe)]
+def state(recipe: Recipe, root: Path, todo: Sequence[Task]) -> list[tuple[str, str]]:
+    """(task, state) of every task, where the state is one of
+
+    "done", "begun", "to do", "made by another recipe", "made from other data", or "waits for …": done, and made again
+    only if that task comes to another content.
+    """
+    found: dict[str, str] = {}
+    for task in todo:
+        own = _state(root / task.name, fingerprint(recipe, task), _inputs(root, task))
+        before = [need for need in task.needs if found.get(need, "done") != "done"]
+        found[task.name] = f"waits for {before[0]}" if own == "done" and before else own
+    return list(found.items())
 
 
 def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
@@ -136,25 +141,12 @@ def _changed(mark: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
     return [name for name, now in inputs.items() if now and now != mark["inputs"].get(name)]
 
 
-def write_report(recipe: Recipe, root: Path) -> str:
-    """The table of a finished run, from its stored rollouts, written to its folder.
-
-    Raises:
-        RunError where a task is not done.
-    """
-    if todo := [name for name, found in state(recipe, root) if found != "done"]:
-        raise RunError(f"{root}: {todo[0]} is not done, so there is no table yet. Run the recipe to its end first.")
-    cards = [(name, checkpoints.card(root / name / "checkpoint")) for name in ("base", *(s.name for s in STAGES))]
-    found = report.scores(root / "scores", cards, list(recipe.of("data", sources.Settings).benchmarks))
-    return report.write(root, recipe.name, found)
-
-
 def _begin(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str], say: Callable[[str], object]) -> bool:
     """Whether the task is still to be made; what another recipe or other data made is set aside or comes back."""
     found = _state(root / name, fingerprint, inputs)
     if found.startswith("made"):
         old = {"inputs": {}, **store.read_json(root / name / _MARK)}  # FORMAT 1 had none
-        (root / "superseded").mkdir(exist_ok=True)
+        (root / SUPERSEDED).mkdir(exist_ok=True)
         if found == "made from other data":
             changed = ", ".join(_changed(old, inputs))
             say(f"{name}: made again, because {changed} holds other data now; what was there is superseded")
@@ -174,7 +166,7 @@ def _begin(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str], s
 
 def _aside(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str]) -> Path:
     """Where a folder of this fingerprint and these inputs waits until it is wanted again."""
-    return root / "superseded" / f"{name.replace('/', '-')}-{content_id(fingerprint, dict(inputs))}"
+    return root / SUPERSEDED / f"{aside(name)}-{content_id(fingerprint, dict(inputs))}"
 
 
 @contextlib.contextmanager
@@ -196,7 +188,7 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _open_folder(recipe: Recipe, root: Path, say: Callable[[str], object]) -> None:
+def _open_folder(recipe: Recipe, root: Path, todo: Sequence[Task], say: Callable[[str], object]) -> None:
     """Refuse a folder of another recipe, say what changed in this one, and write the resolved recipe."""
     path = root / "recipe.toml"
     if path.exists():
@@ -207,10 +199,12 @@ def _open_folder(recipe: Recipe, root: Path, say: Callable[[str], object]) -> No
                 "Name another folder with --out, or delete this one."
             )
         for line in recipes.differences(old, recipe.resolved()):
-            say(f"changed: {line}")
-        again = [name for name, found in state(recipe, root) if found == "made by another recipe"]
+            if " not set → " not in line:  # a key that is new, or that only other verbs read
+                say(f"changed: {line}")
+        again = [name for name, found in state(recipe, root, todo) if found == "made by another recipe"]
         if again:
-            say(f"made again: {', '.join(again)}; what was there moves to {root / 'superseded'}")
+            what = f"{', '.join(again)}, and what comes to another content by it"
+            say(f"made again: {what}; what was there moves to {root / SUPERSEDED}")
     elif any(entry.name not in (".lock", ".recipe.toml.draft") for entry in root.iterdir()):
         raise RunError(
             f"{root}: is not empty and holds no recipe.toml, so it is no run. Name another folder with --out."

@@ -43,6 +43,7 @@ class Recipe:
     name: str
     seed: int
     values: Mapping[str, tuple[Any, ...]]  # section → its filled settings, in the order of `sections`
+    others: Mapping[str, Any] = field(default_factory=dict)  # sections that only other verbs read, as written
 
     def of(self, section: str, kind: type[Kind]) -> Kind:
         """The settings of one class in one section."""
@@ -56,18 +57,21 @@ class Recipe:
             section: {key: value for settings in filled for key, value in _plain(settings).items()}
             for section, filled in self.values.items()
         }
-        return {"name": self.name, "seed": self.seed, **sections}
+        return {"name": self.name, "seed": self.seed, **sections, **self.others}
 
     def dumps(self) -> str:
         """The resolved recipe as TOML; reading it again gives an equal recipe."""
         return tomli_w.dumps(self.resolved())
 
 
-def read(path: Path | None, sections: Sections, overrides: Sequence[str] = ()) -> Recipe:
+def read(
+    path: Path | None, sections: Sections, overrides: Sequence[str] = (), others: Collection[str] = ()
+) -> Recipe:
     """Read a recipe, with what it extends below it and `overrides` ("section.key=value") on top; None: these alone.
 
     An element of `sections` is a frozen dataclass or an instance of one, whose values are then the defaults. A section
-    that the file leaves out has its defaults. Raises RecipeError for whatever cannot be used as written.
+    that the file leaves out has its defaults. `others` are sections that are carried along unread. Raises RecipeError
+    for whatever cannot be used as written.
     """
     table, origins = _load(path, ()) if path else ({"name": "defaults"}, {})
     path = path or Path("--set")
@@ -77,7 +81,7 @@ def read(path: Path | None, sections: Sections, overrides: Sequence[str] = ()) -
         origins.update({address: f"--set {text}" for address, _ in _walk(change)})
     source = _Source(path, sections, table, origins)
     for key, value in table.items():
-        if key in sections or key in TOP:
+        if key in sections or key in TOP or key in others:
             continue
         if isinstance(value, dict):
             hint = _hint(f"[{key}]", [f"[{section}]" for section in sections], {})
@@ -92,7 +96,8 @@ def read(path: Path | None, sections: Sections, overrides: Sequence[str] = ()) -
         raise source.fault(("name",), f"name is {_shown(name)}, {rule}")
     if seed < 0:
         raise source.fault(("seed",), f"seed is {seed}, a whole number from 0 up was expected.")
-    return Recipe(path, name, seed, {section: _section(source, section) for section in sections})
+    values = {section: _section(source, section) for section in sections}
+    return Recipe(path, name, seed, values, {name: table[name] for name in others if name in table})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

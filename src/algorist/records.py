@@ -1,5 +1,8 @@
 """What flows through the house: Problem → Rollout → Verdict → Sample or Pair → Checkpoint → Score.
 
+On the way stand what is measured (Measure of a rollout, Profile of a problem) and the curated sets in words that other
+trainers read (Example, Preference, Question), of which the token ids of Sample and Pair are made.
+
 Each record carries the ids of what it came from, so that a number in the report can be followed back to the
 texts that made it. Ids are content hashes: the same content has the same id on every machine, and nothing is
 numbered by the order in which it happened to arrive.
@@ -12,6 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 
+CARD = "checkpoint.json"  # the file of a saved policy that holds its Checkpoint
 LEVELS = ("elementary", "middle", "high school", "college", "graduate")
 
 
@@ -36,7 +40,9 @@ class Problem:
     kind: str = ""  # number, expression, choice; empty when the source does not say
     domain: str = ""
     level: str = ""  # one of LEVELS, or empty
-    source: str = ""
+    source: str = ""  # the file or data set it was read from, as the recipe names it
+    row: int = -1  # of that source, counted from 0; -1 when it was made, not read
+    licence: str = ""  # as the source states it
 
     @classmethod
     def of(cls, statement: str, answer: str, **labels: str) -> Problem:
@@ -61,12 +67,18 @@ class Rollout:
     num_tokens: int = 0  # of the response, in the sampler's own tokens; 0 when unknown
     tokens: tuple[int, ...] | None = None  # response ids, where the engine gives them
     logprobs: tuple[float, ...] | None = None  # of `tokens`, at `temperature`
+    prompt: str = ""  # hash of the words around the problem that a teacher was asked in
+    prompt_tokens: int = 0  # of the question, as the server counted them; 0 when unknown
+    source: str = ""  # of a trace that came with a data set: which one
+    row: int = -1  # of that source, counted from 0
+    label: bool | None = None  # what the source says of its answer, where it says anything
 
     @classmethod
     def of(cls, problem_id: str, text: str, sampler: str, *, index: int = 0, seed: int = 0, **rest: object) -> Rollout:
-        """A rollout whose id is computed from problem, sampler, sampling settings and sample index."""
+        """A rollout whose id is computed from problem, sampler, prompt, sampling settings and sample index."""
         sampling = [rest.get(key) for key in ("temperature", "top_p", "max_tokens")]
-        identity = content_id("rollout", problem_id, sampler, sampling, seed, index)
+        asked = [rest["prompt"]] if rest.get("prompt") else []
+        identity = content_id("rollout", problem_id, sampler, sampling, seed, index, *asked)
         return cls(identity, problem_id, text, sampler, index, seed, **rest)  # type: ignore[arg-type]
 
 
@@ -79,6 +91,103 @@ class Verdict:
     reason: str  # equal, different, no answer, cut off, gold unreadable, …: docs/verify.md lists them all
     extracted: str  # the answer found in the text, empty when none was
     verifier: str  # name and version of what decided
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A row of a source that did not become a problem or a rollout, and why."""
+
+    source: str
+    row: int  # counted from 0
+    reason: str
+    problem_id: str  # of its statement, empty where it has none
+    text: str  # how the row begins
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What can be counted on a rollout without asking anybody."""
+
+    rollout_id: str
+    problem_id: str
+    num_tokens: int  # of the response, in the tokens of the model to be trained, its end of turn not counted
+    repetition: str  # "", or what is wrong: loop, repeats, languages (data/repetition.py)
+    leak: str  # "", or the benchmark that the text quotes
+    tokens: tuple[int, ...]  # response ids without the end of turn: tokenised once, here
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is known of a problem once its rollouts are judged."""
+
+    problem_id: str
+    domain: str
+    level: str  # one of LEVELS, or empty
+    labelled_by: str  # "source", or the model and the hash of the prompt; empty where nobody did
+    right: int  # rollouts
+    wrong: int
+    unjudged: int
+    pass_rate: float | None  # right / (right + wrong): the problem's difficulty; None where nothing was judged
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation, with the names that other trainers read."""
+
+    role: str  # "user" or "assistant"
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A right rollout as a conversation: a row of the sets of stages 1 and 2."""
+
+    id: str
+    problem_id: str
+    rollout_id: str
+    messages: tuple[Message, ...]
+    num_tokens: int  # of the response
+    pass_rate: float | None
+    domain: str
+    level: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A right and a wrong rollout of one problem as conversations: a row of the set of stage 3."""
+
+    id: str
+    problem_id: str
+    chosen_id: str  # rollout ids
+    rejected_id: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    chosen_tokens: int
+    rejected_tokens: int
+    rejected_reason: str  # of the wrong one's verdict
+    pass_rate: float | None
+    domain: str
+    level: str
+    source: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem that stage 4 may sample: a row of its set."""
+
+    id: str
+    problem_id: str
+    prompt: tuple[Message, ...]
+    answer: str  # gold
+    pass_rate: float | None
+    domain: str
+    level: str
+    source: str
+    licence: str
 
 
 @dataclass(frozen=True)

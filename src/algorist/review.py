@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from algorist import recipe as recipes
 from algorist import store
 from algorist.errors import RecordError, RunError
 from algorist.journal import progress
@@ -26,7 +25,7 @@ from algorist.verify.equal import verifier
 from algorist.verify.pool import Pool
 
 Item = TypeVar("Item")
-CHANGES = "recheck.jsonl"  # in the folder of a run or gather
+CHANGES = "recheck.jsonl"  # in the folder of a run
 _TOGETHER = 1_000  # rollouts judged at a time
 _SHOWN = 10  # disagreements
 _WORDS = {True: "right", False: "wrong", None: "not judged"}
@@ -57,19 +56,13 @@ class _Disagreement:
     rules: str  # their reason
 
 
-def gathered(root: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The [verify] by which a gather judges, with `overrides` on top."""
-    seconds = float(store.read_json(root / "gather.json")["settings"]["seconds"])
-    return recipes.read(None, {"verify": (pools.Settings, Conventions)}, [f"verify.seconds={seconds}", *overrides])
-
-
 def recheck(root: Path, recipe: Recipe, out: Path | None = None, workers: int | None = None) -> str:
-    """Judge every stored rollout of a run or gather again, by rules, and say what would change; nothing stored does.
+    """Judge every stored rollout of a run again, by rules, and say what would change; nothing stored does.
 
     Each verdict that would change becomes a line of `out`, or of recheck.jsonl in the folder.
 
     Args:
-        recipe: the run's, or `gathered`: its [verify] has the limits and conventions.
+        recipe: the run's: its [verify] has the limits and conventions.
         workers: as Pool takes them.
 
     Raises RunError where no verdict is stored, RecordError where a record cannot be read.
@@ -207,8 +200,6 @@ def _conclusion(root: Path, found: Sequence[_Checked], path: Path) -> str:
     listed = (
         f"recheck: {total:,} of {len(found):,} verdicts would change, listed in {path}; what is stored stays as it is."
     )
-    if (root / "gather.json").exists():
-        return f"{listed} To have the new ones, gather into another folder."
     # What is made again is a task; the scores of each stage are one.
     tasks = dict.fromkeys("/".join(Path(place).parts[: 2 if place.startswith("scores/") else 1]) for place in places)
     folders = ", ".join(str(root / task) for task in tasks)
@@ -245,7 +236,7 @@ def _places(root: Path) -> list[str]:
 def _problems(root: Path, place: str) -> dict[str, Problem]:
     """The problems that the rollouts beside these verdicts respond to, by id."""
     parts = Path(place).parts
-    folders = [f"benchmarks/{parts[2]}"] if parts[0] == "scores" else ["problems", "set-aside"]
+    folders = [f"benchmarks/{parts[2]}"] if parts[0] == "scores" else ["problems"]
     return {problem.id: problem for folder in folders for problem in _all(root / folder, Problem)}
 
 

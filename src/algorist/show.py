@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +23,12 @@ from rich.text import Text
 from algorist import journal, store, trace
 from algorist.errors import RecipeError, RecordError, RunError
 from algorist.recipe import Recipe
-from algorist.records import Pair, Problem, Rollout, Sample, Verdict, content_id
+from algorist.records import Pair, Preference, Problem, Rollout, Sample, Verdict
 
 if TYPE_CHECKING:
     from algorist.stage import Run, Step
 
 Item = TypeVar("Item")
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
@@ -38,8 +36,8 @@ _COLOURS = {True: "green", False: "red", None: "yellow"}
 class Look:
     """What to look at, and how much of it."""
 
-    root: Path  # of a run, or of a gather
-    recipe: Recipe | None = None  # the run's; None for a gather
+    root: Path  # of a run
+    recipe: Recipe
     tasks: Sequence[tuple[str, str]] = ()  # (task, its state)
     id: str = ""  # of a record, or how it begins
     count: int | None = None  # of what is shown; each view has its own
@@ -49,12 +47,12 @@ class Look:
 
     def say(self, text: str | Text = "", style: str = "") -> None:
         """Print a line, never wrapped by us and never read as markup."""
-        line = text if isinstance(text, Text) else Text(_harmless(text))
+        line = text if isinstance(text, Text) else Text(trace.harmless(text))
         self.out.print(line, style=style or None, soft_wrap=True, highlight=False)
 
 
 def show(look: Look, what: str = "") -> None:
-    """Print one view of a run or a gather to stdout: a key of VIEWS, or an overview; with `look.id` its whole story.
+    """Print one view of a run to stdout: a key of VIEWS, or an overview.
 
     Raises:
         RecipeError where there is no such view or stage, RecordError where no record has the id, RunError where the
@@ -63,28 +61,26 @@ def show(look: Look, what: str = "") -> None:
     if what and what not in VIEWS:
         raise RecipeError(f"show {what}: there is no such view. {_nearest(what, VIEWS)}")
     if look.id and what in ("batch", "funnel"):
-        raise RecipeError(f"show {what} --id: this view takes no id. Leave {what} out to follow the id everywhere.")
+        raise RecipeError(f"show {what} --id: this view takes no id. `algorist why {look.id}` follows it everywhere.")
     if what:
         VIEWS[what](look)
     elif look.id:
-        trace.tell(look.root, look.id, look.say)
+        raise RecipeError(f"show --id {look.id}: of which view? `algorist why {look.id}` follows it everywhere.")
     else:
         _overview(look)
 
 
 def _overview(look: Look) -> None:
     """Tasks and their state, the funnel, the table where there is one, and what else can be shown."""
-    if look.recipe is not None:
-        look.say(f"{look.root}: recipe {look.recipe.name}, seed {look.recipe.seed}", "bold")
-        for task, state in look.tasks:
-            look.say(f"  {task:20} {state}", "" if state == "done" else "dim")
-        look.say()
+    look.say(f"{look.root}: recipe {look.recipe.name}, seed {look.recipe.seed}", "bold")
+    for task, state in look.tasks:
+        look.say(f"  {task:20} {state}", "" if state == "done" else "dim")
+    look.say()
     _funnel(look)
     report = look.root / "report.md"
     if report.exists():
         look.say("\n" + report.read_text(encoding="utf-8").rstrip())
-    views = [view for view in VIEWS if look.recipe is not None or view != "batch"]
-    look.say(f"\nMore: algorist show {look.root} {'|'.join(views)}, or --id with the id of any record.")
+    look.say(f"\nMore: algorist show {look.root} {'|'.join(VIEWS)}; algorist why ID --run {look.root}")
 
 
 def _problems(look: Look) -> None:
@@ -111,7 +107,7 @@ def _rollouts(look: Look) -> None:
     """One problem's rollouts with verdict, reason and the answer found: --id names the problem or a rollout."""
     problems, rollouts = _all_problems(look), _read(look, "rollouts", Rollout)
     if not rollouts:
-        raise RunError(f"{look.root}: the data set of rollouts is empty. Gather some with algorist gather --rollouts.")
+        raise RunError(f"{look.root}: the data set of rollouts is empty. Name a [teacher] url, or sources with traces.")
     verdicts = _verdicts(look)
     found = _chosen(look, rollouts, lambda rollout: [rollout.id, rollout.problem_id], len(rollouts), limited=False)
     problem = problems[found[0].problem_id]
@@ -143,8 +139,8 @@ def _pair(look: Look) -> None:
         table = Table("chosen", "rejected", expand=True)
         sides = [(pair.chosen_id, pair.chosen_ref_logprob), (pair.rejected_id, pair.rejected_ref_logprob)]
         heads = [f"rollout {own}\n{trace.judged(verdicts.get(own))}\n{_reference(logprob)}" for own, logprob in sides]
-        table.add_row(*(Text(_harmless(head)) for head in heads), end_section=True)
-        texts = [_harmless(rollouts[own].text) for own, _ in sides]
+        table.add_row(*(Text(trace.harmless(head)) for head in heads), end_section=True)
+        texts = [trace.harmless(rollouts[own].text) for own, _ in sides]
         table.add_row(Text(texts[0], "green"), Text(texts[1], "red"))
         look.out.print(table)
     look.say(f"pairs: {len(pairs):,}; --count shows more", "dim")
@@ -156,8 +152,6 @@ def _reference(logprob: float | None) -> str:
 
 def _batch(look: Look) -> None:
     """A training step as the model sees it, token by token; of rlvr, the rollouts of a generation."""
-    if look.recipe is None:
-        raise RunError(f"{look.root}: a gather has no batches. Name the folder of a run.")
     run = _stage_run(look, look.recipe)
     if run.stage.name == "rlvr":
         return _generation(look, run.settings.max_prompt_accuracy)
@@ -230,7 +224,7 @@ def _coloured(look: Look, run: Run, ids: Sequence[int], weights: Sequence[float]
     """The tokens of a document, marked by weight; two shades make the borders between trained tokens visible."""
     text = Text()
     for place, (token, weight) in enumerate(zip(ids, weights, strict=True)):
-        piece = _harmless(run.chat.tokenizer.decode([token], skip_special_tokens=False))
+        piece = trace.harmless(run.chat.tokenizer.decode([token], skip_special_tokens=False))
         if not look.out.is_terminal:
             text.append(f"[{piece}]" if weight else piece)
         elif token == run.chat.end:
@@ -272,10 +266,10 @@ def _generation(look: Look, easy: float) -> None:
 
 def _funnel(look: Look) -> None:
     """Every data set: rows, what was left out on the way and why, and what it was made from."""
-    text = look.root / "funnel.txt"
-    if look.recipe is None and text.exists():
-        look.say(text.read_text(encoding="utf-8").rstrip())
-        return
+    from algorist.data import funnel
+
+    if text := funnel.text_of(look.root).rstrip():
+        look.say(f"{text}\n")
     found = list(trace.data_sets(look.root))
     if not found:
         raise RunError(f"{look.root}: no data set is finished yet. Run the recipe first.")
@@ -290,19 +284,15 @@ def _funnel(look: Look) -> None:
 
 
 def _all_problems(look: Look) -> dict[str, Problem]:
-    problems = _read(look, "problems", Problem)
-    if _made(look.root / "set-aside"):
-        problems += store.read(look.root / "set-aside", Problem)
-    return {problem.id: problem for problem in problems}
+    return {problem.id: problem for problem in _read(look, "problems", Problem)}
 
 
 def _all_pairs(look: Look) -> list[Pair]:
-    """Pairs of the run; of a gather without token ids."""
-    if look.recipe is not None:
-        return _read(look, "dpo/data", Pair)
-    rows = [row for _, row in trace.lines(look.root / "pairs.jsonl")]
-    ids = [(row["problem_id"], row["chosen_id"], row["rejected_id"]) for row in rows]
-    return [Pair(content_id("pair", *own[1:]), *own, (), (), 0) for own in ids]
+    """Pairs of stage 3; before it has any, those of its set, without token ids."""
+    if _made(look.root / "dpo" / "data"):
+        return store.read(look.root / "dpo" / "data", Pair)
+    rows = _read(look, "sets/dpo", Preference)
+    return [Pair(row.id, row.problem_id, row.chosen_id, row.rejected_id, (), (), 0) for row in rows]
 
 
 def _verdicts(look: Look) -> Mapping[str, Verdict]:
@@ -326,7 +316,7 @@ def _chosen(
     """The records that --id names, or the first ones."""
     found = [record for record in records if not look.id or any(own.startswith(look.id) for own in ids(record))]
     if not found and records:
-        everywhere = f"`algorist show {look.root} --id {look.id}` looks everywhere"
+        everywhere = f"`algorist why {look.id} --run {look.root}` looks everywhere"
         raise RecordError(f"{look.root}: no record of this view has the id {look.id}. {everywhere}.")
     return found[: look.count or count] if limited else found
 
@@ -334,10 +324,6 @@ def _chosen(
 def _nearest(word: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(word.lower(), known, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known)}."
-
-
-def _harmless(text: str) -> str:
-    return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 VIEWS: dict[str, Callable[[Look], None]] = {

@@ -18,7 +18,6 @@ from algorist.model.chat import Chat
 from algorist.model.policy import Policy
 from algorist.numerics.losses import Loss
 from algorist.recipe import Recipe
-from algorist.records import Problem, Rollout, Verdict
 
 AnyBatch = Batch | PairBatch | GroupBatch
 
@@ -97,14 +96,10 @@ class Run:
         """The loop's keys."""
         return self.recipe.of(self.stage.name, Training)
 
-    def taught(self) -> tuple[list[Rollout], list[Verdict], dict[str, Problem]]:
-        """What stages 1 to 3 choose from: the teacher's rollouts, their verdicts, and the problems by id."""
-        problems = {problem.id: problem for problem in store.read(self.root / "problems", Problem)}
-        return store.read(self.root / "rollouts", Rollout), store.read(self.root / "verdicts", Verdict), problems
-
-    def taught_ids(self) -> list[str]:
-        """The ids of the two data sets of `taught`: parents of what is made of them."""
-        return [store.manifest(self.root / name).id for name in ("rollouts", "verdicts")]
+    @property
+    def set(self) -> Path:
+        """The curated set that this stage learns from; its shard k was drawn from shard k of rollouts and measures."""
+        return self.root / "sets" / self.stage.name
 
     @property
     def seed(self) -> int:

@@ -13,8 +13,9 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from algorist.errors import RecordError, explain_full_disk
 
 Record = TypeVar("Record")
 MANIFEST = "manifest.json"
+_FACTS = b"algorist"  # the key under which a file's footer holds them
 _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 
 
@@ -32,12 +34,23 @@ _ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_
 class Manifest:
     """What a data set is made of."""
 
-    id: str
+    id: str  # of content and parents
     kind: str  # name of the record type
     rows: int
     shards: tuple[str, ...]  # file names, in reading order
     parents: tuple[str, ...]  # ids of the data sets and checkpoints it was made from
     dropped: Mapping[str, int]  # reason → how many records were left out on the way here
+    content: str = ""  # of content alone: what is made from this data set need not be made again while it stays
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a shard says of itself, in the footer of its file."""
+
+    rows: int
+    content: str  # hash of the records, their order included
+    made_from: str = ""  # what it was computed from: a shard with the same need not be computed again
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason → records left out in making it
 
 
 @contextlib.contextmanager
@@ -84,30 +97,60 @@ def schema(kind: type) -> pa.Schema:
     return pa.schema([pa.field(f.name, *_arrow_type(hints[f.name])) for f in fields(kind)])
 
 
-def write_shard(folder: Path, index: int, kind: type[Record], records: Sequence[Record]) -> Path:
-    """Write one shard of a data set that is still growing; writing the same index again replaces it."""
+def write_shard(
+    folder: Path,
+    index: int,
+    kind: type[Record],
+    records: Sequence[Record],
+    *,
+    dropped: Mapping[str, int] | None = None,
+    made_from: str = "",
+) -> Path:
+    """Write one shard of a data set that is still growing; writing the same index again replaces it.
+
+    Args:
+        dropped    reason → how many records were left out in making this shard
+        made_from  a hash of everything that it was computed from
+    """
     path = folder / f"{index:05d}.parquet"
-    table = pa.Table.from_pylist([asdict(record) for record in records], schema=schema(kind))  # type: ignore[call-overload]
+    said = schema(kind)
+    columns = [
+        pa.array([_stored(getattr(record, field.name)) for record in records], type=field.type) for field in said
+    ]
+    table = pa.Table.from_arrays(columns, schema=said)
+    facts = Facts(table.num_rows, _content(table), made_from, dict(dropped or {}))
+    table = table.replace_schema_metadata({_FACTS: json.dumps(asdict(facts)).encode()})
     with replacing(path) as draft:
         pq.write_table(table, draft, compression="zstd")
     return path
 
 
+def facts(path: Path) -> Facts:
+    """What a shard says of itself. Raises RecordError where it cannot be read."""
+    try:
+        return Facts(**json.loads(pq.read_metadata(path).metadata[_FACTS]))
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise RecordError(
+            f"{path}: is no shard of ours ({error}). Delete the task's folder to make it again."
+        ) from None
+
+
 def finish(
     folder: Path, kind: type[Record], *, parents: Iterable[str] = (), dropped: Mapping[str, int] | None = None
 ) -> Manifest:
-    """Declare the shards in `folder` complete: write the manifest that makes them a data set."""
+    """Declare the shards in `folder` complete: write the manifest that makes them a data set.
+
+    `dropped` is the sum of what the shards say unless it is given.
+    """
     shards = sorted(path.name for path in folder.glob("[0-9]*.parquet"))
-    digest = hashlib.sha256(kind.__name__.encode())
-    rows = 0
-    for shard in shards:
-        table = pq.read_table(folder / shard)
-        rows += table.num_rows
-        for row in table.to_pylist():
-            digest.update(json.dumps(row, sort_keys=True).encode())
+    said = [facts(folder / shard) for shard in shards]
+    if dropped is None:
+        dropped = sum((Counter(one.dropped) for one in said), Counter[str]())
     parents = tuple(parents)
-    digest.update(json.dumps(parents).encode())
-    manifest = Manifest(digest.hexdigest()[:16], kind.__name__, rows, tuple(shards), parents, dict(dropped or {}))
+    content = _hash([kind.__name__, *(one.content for one in said if one.rows)])
+    rows = sum(one.rows for one in said)
+    reasons = {reason: count for reason, count in dropped.items() if count}
+    manifest = Manifest(_hash([content, parents]), kind.__name__, rows, tuple(shards), parents, reasons, content)
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest
 
@@ -152,17 +195,79 @@ def read(folder: Path, kind: type[Record]) -> list[Record]:
 def read_shard(path: Path, kind: type[Record]) -> list[Record]:
     """The records of one shard. Raises RecordError where the file cannot be read."""
     try:
-        rows = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise RecordError(
-            f"{path}: not readable as Parquet ({error}). Delete the task's folder to make it again."
-        ) from None
+        raise _unreadable(path, error) from None
+    return from_table(table, kind, path)
+
+
+def from_table(table: pa.Table, kind: type[Record], path: Path) -> list[Record]:
+    """The records of (a part of) the shard at `path`. Raises RecordError where they are of another kind."""
+    hints = typing.get_type_hints(kind)
+    columns = {}
+    for name in table.column_names:
+        build = _builder(hints[name]) if name in hints else None
+        values = table[name].to_pylist()
+        columns[name] = [build(value) for value in values] if build else values
     try:
-        return [kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+        rows = zip(*columns.values(), strict=True) if columns else ()
+        return [kind(**dict(zip(columns, row, strict=True))) for row in rows]
     except TypeError as error:
         raise RecordError(
             f"{path}: holds no {kind.__name__} records ({error}). Delete the task's folder to make it again."
         ) from None
+
+
+def stream(folder: Path, kind: type[Record]) -> Iterator[Record]:
+    """The records of a finished data set one after another, a shard in memory at a time."""
+    for shard in manifest(folder).shards:
+        yield from read_shard(folder / shard, kind)
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a shard as an Arrow table. Raises RecordError where the file cannot be read."""
+    try:
+        return pq.read_table(path, columns=list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> RecordError:
+    return RecordError(f"{path}: not readable as Parquet ({error}). Delete the task's folder to make it again.")
+
+
+def _hash(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _content(table: pa.Table) -> str:
+    """A hash of the records: of their Arrow form, which is the same wherever they were made."""
+    digest = hashlib.sha256()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    digest.update(sink.getvalue())
+    return digest.hexdigest()[:16]
+
+
+def _stored(value: Any) -> Any:
+    """A field's value as Arrow takes it: records inside of records become tables."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_stored(item) for item in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
+
+
+def _builder(hint: Any) -> Callable[[Any], Any] | None:
+    """What turns an Arrow value back into a field's: lists into tuples, tables into the records that they were."""
+    inner = [option for option in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+             if option is not type(None)][0]  # fmt: skip
+    if typing.get_origin(inner) is not tuple:
+        return None
+    item = typing.get_args(inner)[0]
+    if is_dataclass(item):
+        made: Callable[..., Any] = typing.cast(Any, item)
+        return lambda value: None if value is None else tuple(made(**one) for one in value)
+    return lambda value: None if value is None else tuple(value)
 
 
 def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
@@ -173,5 +278,7 @@ def _arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
     nullable = len(inner) != len(options)
     if typing.get_origin(inner[0]) is tuple:
         item = typing.get_args(inner[0])[0]
+        if is_dataclass(item):
+            return pa.list_(pa.struct(list(schema(item)))), nullable  # type: ignore[arg-type]
         return pa.list_(pa.int32() if item is int else _ARROW[item]), nullable
     return _ARROW[inner[0]], nullable

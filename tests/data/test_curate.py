@@ -1,167 +1,305 @@
-"""Which verified rollouts become what, each rule by hand."""
+"""What of the rollouts and problems becomes the sets of stages 1, 2 and 4, each rule by hand; pairs have their own."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from algorist.data import curate
+from algorist import store
+from algorist.data import curate, sets
+from algorist.data.curate import Dpo, LevelWeights, Midtrain, Rlvr, Settings, Sft
+from algorist.data.shards import Engine
+from algorist.errors import RecordError
 from algorist.model.chat import Chat
-from algorist.records import Problem, Rollout, Verdict
-from algorist.toy import base
-from algorist.verify.judge import CONFLICT
+from algorist.records import Example, Message, Problem, Verdict
+from algorist.toy import words
+from curation import HERE, PROMPT, Told, draw, dropped, problem, told, world, write_run
 
-EASY = Problem.of("How many points does Tom have?", "3", level="elementary")
-HARD = Problem.of("How many points does Ann have?", "5", level="college")
-PROBLEMS = {problem.id: problem for problem in (EASY, HARD)}
+EASY, HARD, BARE = problem(1, "elementary"), problem(2, "college"), problem(3, "")
+EVERYONE = Sft(levels=(), size=0)
 
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
-    return Chat.of(base.tokenizer(), "{problem}")
+    return Chat.of(words.tokenizer(), PROMPT)
 
 
-def rollout(problem: Problem, text: str, index: int = 0, finish: str = "stop") -> Rollout:
-    return Rollout.of(problem.id, text, "teacher", index=index, finish=finish)
+def rollouts(of: Problem, *lengths: int, right: bool | None = True) -> list[Told]:
+    """Rollouts of these lengths in tokens, numbered."""
+    return [told(of, right, f"{length} tokens", index, tokens=length) for index, length in enumerate(lengths)]
 
 
-def rollouts(problem: Problem, *lengths: int) -> list[Rollout]:
-    """Rollouts with texts of these lengths, numbered."""
-    return [rollout(problem, "x" * length, index) for index, length in enumerate(lengths)]
+def lengths(examples: Iterable[Example]) -> list[int]:
+    return [one.num_tokens for one in examples]
 
 
-def verdict(of: Rollout, right: bool | None) -> Verdict:
-    reason = {True: "equal", False: "different", None: "timed out"}[right]
-    return Verdict(of.id, right, reason, "3", "test")
+def test_stage_1_learns_from_what_is_right_and_ended(tmp_path: Path) -> None:
+    fates: list[tuple[bool | None, dict[str, Any]]] = [
+        (True, {}),
+        (False, {}),
+        (None, {}),
+        (True, {"finish": "length"}),
+        (True, {"leak": "aime24"}),
+        (True, {"tokens": 0}),
+        (True, {"repetition": "loop"}),
+        (False, {"reason": "no answer", "finish": "length"}),
+    ]
+    found = [told(HARD, right, f"text {i}", i, **more) for i, (right, more) in enumerate(fates)]
+    write_run(tmp_path, [EASY, HARD], found)
+    kept = draw(tmp_path, "midtrain")
+    assert [one.rollout_id for one in kept] == [found[0].rollout.id, found[6].rollout.id]
+    reasons = {"different": 1, "timed out": 1, "right but cut off": 1, "quotes a benchmark": 1, "empty response": 1}
+    assert dropped(tmp_path, "midtrain") == {**reasons, "no answer": 1}
+    strict = draw(tmp_path, "midtrain", Midtrain(repetitive=False))
+    assert [one.rollout_id for one in strict] == [found[0].rollout.id]
+    assert dropped(tmp_path, "midtrain") == {**reasons, "no answer": 1, "repetitive": 1}
 
 
-def verdicts(found: list[Rollout], *rights: bool | None) -> list[Verdict]:
-    return [verdict(one, right) for one, right in zip(found, rights, strict=True)]
+def test_an_example_says_everything_of_its_rollout(tmp_path: Path) -> None:
+    one = told(HARD, True, "Four.", tokens=3)
+    write_run(tmp_path, [EASY, HARD], [one, told(HARD, False, "Five.", 1)])
+    (example,) = draw(tmp_path, "midtrain")
+    asked = "Please solve this.\nWhat is 2 plus 2?"
+    assert example.messages == (Message("user", asked), Message("assistant", "Four."))
+    assert (example.problem_id, example.rollout_id, example.num_tokens) == (HARD.id, one.rollout.id, 3)
+    assert (example.pass_rate, example.domain, example.level) == (0.5, "algebra", "college")
+    assert (example.source, example.licence) == ("made/up", "MIT") and len(example.id) == 16
 
 
-def lengths(pairs: list[tuple[Rollout, Rollout]]) -> list[tuple[int, int]]:
-    return [(len(right.text), len(wrong.text)) for right, wrong in pairs]
+def test_rollouts_of_one_problem_can_be_limited(tmp_path: Path) -> None:
+    write_run(tmp_path, [EASY, HARD], rollouts(EASY, 1, 2, 3, 4, 5) + rollouts(HARD, 1))
+    kept = draw(tmp_path, "midtrain", Midtrain(per_problem=2))
+    assert len(kept) == 3 and dropped(tmp_path, "midtrain") == {"its problem has enough rollouts": 3}
+    chosen = [lengths(draw(tmp_path, "midtrain", Midtrain(per_problem=2), seed=seed))[:2] for seed in range(8)]
+    assert len({tuple(one) for one in chosen}) > 2, "drawn at random"
 
 
-def test_accepted_are_right_and_ended() -> None:
-    found = [*rollouts(EASY, 1, 2, 3), rollout(EASY, "cut", 3, "length"), rollout(EASY, "unseen", 4)]
-    judged = verdicts(found[:4], True, False, None, True)
-    kept, dropped = curate.accepted(found, judged)
-    assert kept == found[:1]
-    assert dropped == {"different": 1, "timed out": 1, "right but cut off": 1, "not verified": 1}
+def test_near_copies_of_a_rollout_can_be_left_out(tmp_path: Path) -> None:
+    ids = [(i * 7919) % 1000 for i in range(400)]
+    texts = {"first": ids, "copy": [*ids[:-1], 3], "other": [(i * 104729) % 997 for i in range(400)]}
+    found = [told(HARD, True, text, place, tokens=tokens) for place, (text, tokens) in enumerate(texts.items())]
+    found += [told(EASY, True, "elsewhere", tokens=ids)]
+    write_run(tmp_path, [HARD, EASY], found)
+    assert len(draw(tmp_path, "midtrain")) == 4
+    kept = draw(tmp_path, "midtrain", Midtrain(near_duplicates=False))
+    assert [one.messages[1].content for one in kept] == ["first", "other", "elsewhere"]
+    assert dropped(tmp_path, "midtrain") == {"near-copy of another rollout of its problem": 1}
 
 
-def test_hard_and_clean_keeps_the_most_typical_of_hard_problems() -> None:
-    found = rollouts(HARD, 90, 10, 24, 60, 20) + rollouts(EASY, 5)  # neither the rambling one nor the curt one
-    kept, dropped = curate.hard_and_clean(found, PROBLEMS, levels=("college",), keep_easier=0.0, per_problem=2, seed=1)
-    assert [len(one.text) for one in kept] == [24, 20] and {one.problem_id for one in kept} == {HARD.id}
-    assert +dropped == {"easier level": 1, "further from its problem's median length": 3}
+def test_stage_2_keeps_the_most_typical_of_hard_problems(tmp_path: Path) -> None:
+    # Neither the rambling one nor the curt one; the median is over right rollouts only.
+    found = rollouts(HARD, 90, 10, 24, 60, 20) + rollouts(EASY, 5) + [told(HARD, False, "wrong", 9, tokens=1000)]
+    write_run(tmp_path, [HARD, EASY], found)
+    kept = draw(tmp_path, "sft", Sft(levels=("college",), keep_easier=0.0, per_problem=2))
+    assert sorted(lengths(kept)) == [20, 24] and {one.problem_id for one in kept} == {HARD.id}
+    reasons = {"different": 1, "easier level": 1, "further from its problem's median length": 3}
+    assert dropped(tmp_path, "sft") == reasons
 
 
-def test_without_levels_all_problems_are_hard() -> None:
-    found = rollouts(HARD, 3) + rollouts(EASY, 5)
-    kept, dropped = curate.hard_and_clean(found, PROBLEMS, levels=(), keep_easier=0.0, per_problem=1, seed=1)
-    assert kept == found and not +dropped
+def test_without_levels_all_problems_are_hard(tmp_path: Path) -> None:
+    write_run(tmp_path, [HARD, EASY], rollouts(HARD, 3) + rollouts(EASY, 5))
+    assert lengths(draw(tmp_path, "sft", EVERYONE)) == [3, 5] and dropped(tmp_path, "sft") == {}
 
 
-def test_a_share_of_the_easier_problems_stays() -> None:
-    easy = [Problem.of(f"statement {i}", "1", level="elementary") for i in range(2000)]
-    found = [rollout(problem, "x", index) for problem in easy for index in range(2)]
-    by_id = {problem.id: problem for problem in easy}
+def test_a_share_of_the_easier_problems_stays(tmp_path: Path) -> None:
+    easy = [problem(number, "elementary") for number in range(500)]
+    write_run(tmp_path, easy, [one for each in easy for one in rollouts(each, 3, 4)])
     kept = {}
     for share in (0.0, 0.3, 0.6, 1.0):
-        chosen, dropped = curate.hard_and_clean(
-            found, by_id, levels=("college",), keep_easier=share, per_problem=2, seed=1
-        )
+        rules = Sft(levels=("college",), keep_easier=share, per_problem=2)
+        chosen = draw(tmp_path, "sft", rules)
         kept[share] = {one.problem_id for one in chosen}
-        assert len(chosen) == 2 * len(kept[share]) == len(found) - dropped["easier level"]  # whole problems
-        assert len(kept[share]) / len(easy) == pytest.approx(share, abs=0.04)
+        assert len(chosen) == 2 * len(kept[share]) == 1000 - dropped(tmp_path, "sft").get("easier level", 0)
+        assert len(kept[share]) / 500 == pytest.approx(share, abs=0.07)
     assert kept[0.3] < kept[0.6]
-    again, _ = curate.hard_and_clean(
-        reversed(found), by_id, levels=("college",), keep_easier=0.3, per_problem=2, seed=1
+    other = draw(tmp_path, "sft", Sft(levels=("college",), keep_easier=0.3, per_problem=2), seed=2)
+    assert {one.problem_id for one in other} != kept[0.3]
+
+
+def test_where_no_level_is_known_the_pass_rate_says_what_is_hard(tmp_path: Path) -> None:
+    found = rollouts(BARE, 1, 2, 3) + [told(BARE, False, "no", 3), told(EASY, True), told(EASY, False, "no", 1)]
+    write_run(tmp_path, [BARE, EASY], found)
+    for rate, expected in ((0.75, {BARE.id}), (0.74, set())):
+        rules = Sft(levels=("college",), keep_easier=0.0, max_pass_rate=rate)
+        assert {one.problem_id for one in draw(tmp_path, "sft", rules)} == expected
+
+
+def test_stage_2_is_drawn_from_what_stage_1_has_and_repeats_nothing(tmp_path: Path) -> None:
+    problems, found = world(120)
+    write_run(tmp_path, problems, found, shards=2)
+    settings = Settings(midtrain=Midtrain(per_problem=1), sft=replace(EVERYONE, per_problem=8))
+    one = {each.rollout_id for each in draw(tmp_path, "midtrain", settings=settings)}
+    two = {each.rollout_id for each in draw(tmp_path, "sft", settings=settings)}
+    loops = {each.rollout.id for each in found if each.measure.repetition}
+    assert two == one - loops and len(two) < len(one)
+    kept = draw(tmp_path, "sft", settings=replace(settings, sft=replace(settings.sft, repetitive=True)))
+    assert {each.rollout_id for each in kept} == one
+
+
+def test_stage_4_asks_by_band_of_pass_rate(tmp_path: Path) -> None:
+    problems = [problem(number) for number in range(7)]
+    problems[5] = replace(problems[5], answer=" ")
+    rights = {0: 0, 1: 1, 2: 4, 3: 8, 5: 4}
+    found = [told(problems[n], i < right, f"{i}", i) for n, right in rights.items() for i in range(8)]
+    found += [told(problems[4], None, f"{i}", i) for i in range(2)]
+    write_run(tmp_path, problems, found)
+
+    def asked(rules: Rlvr) -> list[int]:
+        ids = [one.problem_id for one in draw(tmp_path, "rlvr", rules)]
+        return [number for number, each in enumerate(problems) if each.id in ids]
+
+    assert asked(Rlvr()) == [1, 2, 3]
+    reasons = {"no answer to compare with": 1, "answer could not be judged": 1, "no rollouts": 1, "too hard": 1}
+    assert dropped(tmp_path, "rlvr") == reasons
+    assert asked(Rlvr(max_pass_rate=0.5)) == [1, 2] and dropped(tmp_path, "rlvr")["too easy"] == 1
+    assert asked(Rlvr(min_pass_rate=0.0, unmeasured=True)) == [0, 1, 2, 3, 6]
+    assert len(asked(Rlvr(size=2))) == 2 and dropped(tmp_path, "rlvr")["not drawn: the set is full"] == 1
+
+
+def test_a_question_says_everything_of_its_problem(tmp_path: Path) -> None:
+    write_run(tmp_path, [HARD], rollouts(HARD, 3))
+    (question,) = draw(tmp_path, "rlvr")
+    assert question.prompt == (Message("user", "Please solve this.\nWhat is 2 plus 2?"),)
+    assert (question.problem_id, question.answer, question.pass_rate) == (HARD.id, "4", 1.0)
+    assert (question.level, question.domain, question.source, question.licence) == (
+        "college",
+        "algebra",
+        "made/up",
+        "MIT",
     )
-    other, _ = curate.hard_and_clean(found, by_id, levels=("college",), keep_easier=0.3, per_problem=2, seed=2)
-    assert {one.problem_id for one in again} == kept[0.3] != {one.problem_id for one in other}
 
 
-def test_pairs_match_lengths_and_use_each_rollout_once() -> None:
-    found = rollouts(EASY, 10, 20, 30, 11, 29)
-    judged = verdicts(found, True, True, True, False, False)
-    pairs, dropped = curate.pairs(found, judged, per_problem=9, max_length_ratio=2.0)
-    assert sorted(lengths(pairs)) == [(10, 11), (30, 29)] and not +dropped
-    again, _ = curate.pairs(found[::-1], judged[::-1], per_problem=9, max_length_ratio=2.0)
-    assert again == pairs
-    twice = rollouts(EASY, 10, 40, 10, 11)
-    pairs, dropped = curate.pairs(twice, verdicts(twice, True, True, False, False), per_problem=9, max_length_ratio=9.0)
-    assert lengths(pairs) == [(10, 10), (40, 11)] and not +dropped
+def test_prompts_can_be_kept_apart_from_other_sets(tmp_path: Path) -> None:
+    problems, found = world(200)
+    write_run(tmp_path, problems, found, shards=3)
+    sft, dpo = (draw(tmp_path, name) for name in ("sft", "dpo"))
+    all_of_them = {one.problem_id for one in draw(tmp_path, "rlvr")}
+    apart = draw(tmp_path, "rlvr", Rlvr(disjoint_from=("sft", "dpo")))
+    taken = {one.problem_id for one in (*sft, *dpo)}
+    assert {one.problem_id for one in apart} == all_of_them - taken and taken & all_of_them
+    reasons = dropped(tmp_path, "rlvr")
+    assert reasons["in the set of sft"] + reasons["in the set of dpo"] == len(all_of_them & taken)
+    manifest = store.manifest(tmp_path / "sets" / "rlvr")
+    assert store.manifest(tmp_path / "sets" / "sft").id in manifest.parents and len(manifest.parents) == 4
 
 
-def test_pairs_of_one_problem_are_limited() -> None:
-    found = rollouts(EASY, 10, 11, 12, 10, 11, 12)
-    judged = verdicts(found, True, True, True, False, False, False)
-    pairs, dropped = curate.pairs(found, judged, per_problem=2, max_length_ratio=2.0)
-    assert len(pairs) == 2 and {right - wrong for right, wrong in lengths(pairs)} == {0}
-    assert dropped == {"its problem has enough pairs": 1}
+RULES: dict[sets.Name, Any] = {
+    "midtrain": Midtrain(per_problem=3, repetitive=False),
+    "sft": Sft(per_problem=2, size=40, keep_easier=0.5),
+    "dpo": Dpo(levels=(), size=24, max_auc=1.0),
+    "rlvr": Rlvr(size=50),
+}
 
 
-def test_pairs_never_cross_problems_and_say_why_a_wrong_rollout_has_no_partner() -> None:
-    found = [*rollouts(EASY, 10, 21), *rollouts(HARD, 10, 20)]
-    judged = verdicts(found, True, False, False, None)
-    pairs, dropped = curate.pairs(found, judged, per_problem=1, max_length_ratio=2.0)
-    assert pairs == [] and dropped == {"no right rollout of similar length": 1, "no right rollout of its problem": 1}
-    pairs, dropped = curate.pairs(found, judged, per_problem=1, max_length_ratio=2.1)
-    assert lengths(pairs) == [(10, 21)] and dropped == {"no right rollout of its problem": 1}
-    used_up = rollouts(EASY, 10, 10, 10)
-    pairs, dropped = curate.pairs(used_up, verdicts(used_up, True, False, False), per_problem=9, max_length_ratio=2.0)
-    assert len(pairs) == 1 and dropped == {"its problem has enough pairs": 1}
+@pytest.mark.parametrize("name", sets.SETS)
+def test_nothing_is_lost_uncounted_and_shards_change_nothing(tmp_path: Path, name: sets.Name) -> None:
+    problems, found = world(200)
+    entered = len(problems) if name == "rlvr" else len(found)
+    weight = 2 if name == "dpo" else 1
+    kept: list[set[str]] = []
+    for shards, order in ((1, 1), (4, 1), (3, -1)):
+        root = write_run(tmp_path / f"{shards}", problems[::order], found, shards)
+        records = draw(root, name, RULES[name])
+        assert entered == weight * len(records) + sum(dropped(root, name).values())
+        assert len({one.id for one in records}) == len(records) > 20
+        kept.append({one.id for one in records})
+    assert kept[0] == kept[1] == kept[2]
 
 
-def test_what_only_the_rules_call_wrong_is_not_rejected() -> None:
-    found = rollouts(EASY, 10, 11, 12, 13, 14, 15)
-    judged = verdicts(found, True, False, False, False, None, True)
-    undecided = "judge undecided, rules: different"
-    reasons = {1: CONFLICT, 2: undecided, 3: "judged different", 4: "judge undecided, rules: timed out", 5: CONFLICT}
-    judged = [replace(one, reason=reasons.get(index, one.reason)) for index, one in enumerate(judged)]
-    pairs, dropped = curate.pairs(found, judged, per_problem=9, max_length_ratio=9.0)
-    assert lengths(pairs) == [(15, 13)], "where the judge is trusted, what it calls equal is right"
-    assert dropped == {CONFLICT: 1, undecided: 1}
+@pytest.mark.parametrize("name", sets.SETS)
+def test_a_source_that_goes_changes_little_of_the_rest(tmp_path: Path, name: sets.Name) -> None:
+    problems, found = world(360)
+    rest = [one for one in problems if one.source != "source 2"]
+    before = draw(write_run(tmp_path / "all", problems, found, 3), name, RULES[name])
+    after = draw(write_run(tmp_path / "rest", rest, found, 2), name, RULES[name])
+    stayed = {one.id for one in before if one.source != "source 2"}
+    lost = stayed - {one.id for one in after}
+    # A pair may lose the pair of opposite lengths that it was balanced with; all else is drawn by keys of its own.
+    share = 0.2 if name == "dpo" else 0.05
+    assert len(lost) <= share * len(stayed), f"{len(lost)} of {len(stayed)} went with a source that they are not of"
 
 
-def test_an_empty_response_is_never_part_of_a_pair() -> None:
-    found = [rollout(EASY, "", 0), rollout(EASY, "x", 1)]
-    assert curate.pairs(found, verdicts(found, False, True), per_problem=1, max_length_ratio=9.0)[0] == []
+def test_a_set_is_made_again_only_where_something_changed(tmp_path: Path) -> None:
+    problems, found = world(90)
+    write_run(tmp_path, problems, found, shards=3)
+    first = {path.name: path.stat().st_mtime_ns for path in _shards(tmp_path, draw(tmp_path, "midtrain"))}
+    again = {path.name: path.stat().st_mtime_ns for path in _shards(tmp_path, draw(tmp_path, "midtrain"))}
+    assert first == again and len(first) == 3
+    store.write_shard(tmp_path / "verdicts", 1, Verdict, [
+        replace(one, right=False, reason="different")
+        for one in store.read_shard(tmp_path / "verdicts" / "00001.parquet", Verdict)
+    ])  # fmt: skip
+    store.finish(tmp_path / "verdicts", Verdict)
+    changed = {path.name: path.stat().st_mtime_ns for path in _shards(tmp_path, draw(tmp_path, "midtrain"))}
+    assert [name for name in first if first[name] != changed[name]] == ["00001.parquet"]
 
 
-def test_samples_are_prompt_response_and_end_of_turn(chat: Chat) -> None:
-    one = rollout(EASY, "<think> April: 3. </think> The answer is \\boxed{3}.")
-    (sample,), dropped = curate.samples([one], PROBLEMS, chat, sequence_length=100)
-    prompt = chat.prompt_ids(EASY.statement)
-    assert sample.tokens == prompt + chat.response_ids(one.text) and sample.tokens[-1] == chat.end
-    assert (sample.prompt_len, sample.problem_id, sample.rollout_id) == (len(prompt), EASY.id, one.id)
-    assert not dropped
-    size = len(sample.tokens)
-    assert curate.samples([one], PROBLEMS, chat, sequence_length=size)[0] == [sample]
-    kept, dropped = curate.samples([one], PROBLEMS, chat, sequence_length=size - 1)
-    assert kept == [] and dropped == {"longer than sequence_length": 1}
+def test_worker_processes_choose_the_same(tmp_path: Path) -> None:
+    problems, found = world(60)
+    write_run(tmp_path, problems, found, shards=2)
+    here = [draw(tmp_path, name, RULES[name]) for name in ("dpo", "rlvr")]
+    for name in ("dpo", "rlvr"):
+        shutil.rmtree(tmp_path / "sets" / name)
+        sets.make(name, tmp_path, replace(Settings(), **{name: RULES[name]}), 1, PROMPT, Engine("processes", 2))  # type: ignore[arg-type]
+    assert [store.read(tmp_path / "sets" / name, sets.KIND[name]) for name in ("dpo", "rlvr")] == here  # type: ignore[index]
 
 
-@pytest.mark.parametrize(("right_finish", "wrong_finish"), [("stop", "length"), ("length", "stop")])
-def test_a_pair_ends_in_end_of_turn_only_where_the_response_did(
-    chat: Chat, right_finish: str, wrong_finish: str
-) -> None:
-    right, wrong = rollout(HARD, "April: 5.", 0, right_finish), rollout(HARD, "April: 6. April:", 1, wrong_finish)
-    (pair,), dropped = curate.token_pairs([(right, wrong)], PROBLEMS, chat, sequence_length=100)
+def _shards(root: Path, _: object) -> list[Path]:
+    return sorted((root / "sets" / "midtrain").glob("*.parquet"))
+
+
+def test_what_is_not_aligned_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, [EASY, HARD], rollouts(EASY, 1, 2) + rollouts(HARD, 1))
+    verdicts = store.read(tmp_path / "verdicts", Verdict)
+    store.write(tmp_path / "verdicts", Verdict, verdicts[::-1])
+    with pytest.raises(RecordError) as error:
+        sets.make("midtrain", tmp_path, Settings(), 1, PROMPT, HERE)
+    path = tmp_path / "verdicts"
+    assert str(error.value) == (
+        f"{path}/00000.parquet: is not aligned with {tmp_path}/rollouts/00000.parquet. "
+        f"Delete the folder {path} to make it again."
+    )
+    store.write(tmp_path / "verdicts", Verdict, verdicts, shard_rows=1)
+    with pytest.raises(RecordError, match="has 3 shards, 1 were expected, one for each of problems"):
+        sets.make("midtrain", tmp_path, Settings(), 1, PROMPT, HERE)
+    assert not (tmp_path / "sets" / "midtrain" / store.MANIFEST).exists()
+
+
+def test_samples_are_prompt_stored_ids_and_end_of_turn(tmp_path: Path, chat: Chat) -> None:
+    ids = (7, 9, 5)
+    write_run(tmp_path, [EASY, HARD], [told(HARD, True, "a text of which these are not the ids", tokens=ids)])
+    draw(tmp_path, "midtrain")
+    shard, measures = (tmp_path / name / "00000.parquet" for name in ("sets/midtrain", "measures"))
+    (sample,), lost = curate.samples(shard, measures, chat, sequence_length=100)
     prompt = chat.prompt_ids(HARD.statement)
-    assert pair.chosen == prompt + chat.response_ids(right.text, ended=right_finish == "stop")
-    assert pair.rejected == prompt + chat.response_ids(wrong.text, ended=wrong_finish == "stop")
-    assert (pair.chosen[-1] == chat.end, pair.rejected[-1] == chat.end) == (
-        right_finish == "stop",
-        wrong_finish == "stop",
-    )
-    assert (pair.problem_id, pair.chosen_id, pair.rejected_id) == (HARD.id, right.id, wrong.id)
-    assert pair.prompt_len == len(prompt) and pair.chosen_ref_logprob is None and not dropped
-    size = max(len(pair.chosen), len(pair.rejected))
-    assert curate.token_pairs([(right, wrong)], PROBLEMS, chat, sequence_length=size)[0] == [pair]
-    kept, dropped = curate.token_pairs([(right, wrong)], PROBLEMS, chat, sequence_length=size - 1)
-    assert kept == [] and dropped == {"longer than sequence_length": 1}
+    assert sample.tokens == (*prompt, *ids, chat.end) and sample.prompt_len == len(prompt) and not lost
+    size = len(sample.tokens)
+    assert curate.samples(shard, measures, chat, sequence_length=size)[0] == [sample]
+    kept, lost = curate.samples(shard, measures, chat, sequence_length=size - 1)
+    assert kept == [] and lost == {"longer than sequence_length": 1}
+    write_run(tmp_path, [EASY, HARD], [])
+    with pytest.raises(RecordError, match="holds no measure of rollout"):
+        curate.samples(shard, measures, chat, sequence_length=100)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    wrong: list[tuple[type, dict[str, Any], str]] = [
+        (Midtrain, {"per_problem": -1}, "per_problem is a number of rollouts, 0 for all."),
+        (Sft, {"levels": ("colege",)}, "levels has colege. Known here: elementary, middle, high school, college, gr"),
+        (Sft, {"per_problem": 0}, "per_problem must be at least 1, size and hardness 0 or more."),
+        (Sft, {"keep_easier": 1.5}, "keep_easier, max_pass_rate and domain_power are shares, 0 to 1 was expected."),
+        (LevelWeights, {"college": -1.0}, "a level's weight is 0 or more, and one of them above 0."),
+        (Dpo, {"max_length_ratio": 0.5}, "per_problem and max_length_ratio must be at least 1 and size 0 or more."),
+        (Dpo, {"max_auc": 0.4}, "max_auc must lie in 0.5 to 1"),
+        (Rlvr, {"min_pass_rate": 0.6, "max_pass_rate": 0.5}, "0 <= min_pass_rate <= max_pass_rate <= 1 was expected"),
+        (Rlvr, {"disjoint_from": ("base",)}, 'disjoint_from has base; "sft" and "dpo" can stand there.'),
+    ]
+    for kind, values, message in wrong:
+        with pytest.raises(ValueError) as error:
+            kind(**values)
+        assert message in str(error.value)

@@ -20,7 +20,7 @@ from algorist.numerics.losses import Loss
 from algorist.records import Pair, Sample
 from algorist.stage import AnyBatch, Run
 from algorist.stages import dpo, midtrain, rlvr, sft
-from algorist.toy import base as toy_base
+from algorist.toy import words
 from model import tiny
 
 Cut = Sequence[Sequence[int]]  # which documents, pairs or responses each micro-batch holds
@@ -127,7 +127,7 @@ def run_of(folder: Path, stage: Any, overrides: Sequence[str]) -> Run:
     (folder / "recipe.toml").write_text('name = "test"\nseed = 3\n')
     sections = {stage.name: (stage.settings, stage.training)}
     recipe = recipes.read(folder / "recipe.toml", sections, [f"{stage.name}.{line}" for line in overrides])
-    prompt = Chat.of(toy_base.tokenizer(), "{problem}")
+    prompt = Chat.of(words.tokenizer(), "{problem}")
     return Run(recipe, folder, stage, "", prompt, "float32")
 
 

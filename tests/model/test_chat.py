@@ -13,6 +13,7 @@ from algorist.errors import RecipeError
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.records import Problem
 from algorist.toy import base as toy_base
+from algorist.toy import words
 
 TEMPLATES = Path(__file__).parents[2].parent / "shared" / "data" / "chat_templates"
 PROMPT = "Think. {problem}"
@@ -20,7 +21,7 @@ PROMPT = "Think. {problem}"
 
 @pytest.fixture(scope="module")
 def toy() -> Chat:
-    return Chat.of(toy_base.tokenizer(), "{problem}")
+    return Chat.of(words.tokenizer(), "{problem}")
 
 
 def test_the_toys_end_of_turn(toy: Chat) -> None:
@@ -30,7 +31,7 @@ def test_the_toys_end_of_turn(toy: Chat) -> None:
 
 def test_sampling_stops_at_the_end_of_turn_and_at_the_end_of_text() -> None:
     """A tokenizer may name another end than its template writes, as Phi-4-mini's does."""
-    tokenizer = toy_base.tokenizer()
+    tokenizer = words.tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
     chat = Chat.of(tokenizer, "{problem}")
     assert tokenizer.convert_ids_to_tokens(chat.end) == "<|end|>"
@@ -98,14 +99,14 @@ def test_a_saved_tokenizer_opens_as_it_was(toy: Chat, tmp_path: Path) -> None:
 
 def test_a_prompt_without_a_place_for_the_problem_is_refused() -> None:
     with pytest.raises(RecipeError) as error:
-        Chat.of(toy_base.tokenizer(), "Please reason step by step.")
+        Chat.of(words.tokenizer(), "Please reason step by step.")
     assert str(error.value) == (
         '[model] prompt = "Please reason step by step." has no place for the problem. Write {problem} where it goes.'
     )
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
-    tokenizer = toy_base.tokenizer()
+    tokenizer = words.tokenizer()
     tokenizer.chat_template = None
     tokenizer.name_or_path = "models/bare"
     with pytest.raises(RecipeError) as error:
@@ -116,7 +117,7 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_template_that_never_ends_a_turn_is_refused() -> None:
-    tokenizer = toy_base.tokenizer()
+    tokenizer = words.tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}.{% endfor %}"
     tokenizer.name_or_path = "models/endless"
     with pytest.raises(RecipeError) as error:
@@ -128,7 +129,7 @@ def test_a_template_that_never_ends_a_turn_is_refused() -> None:
 
 
 def test_the_token_for_unknown_text_is_no_end_of_turn() -> None:
-    tokenizer = toy_base.tokenizer()
+    tokenizer = words.tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}~{% endfor %}"
     assert tokenizer("~", add_special_tokens=False).input_ids == [tokenizer.unk_token_id]
     with pytest.raises(RecipeError, match="the chat template ends an assistant turn without a special token"):

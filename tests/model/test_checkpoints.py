@@ -14,7 +14,7 @@ from algorist.errors import RunError, explain_full_disk
 from algorist.model import checkpoints
 from algorist.model.chat import load_tokenizer
 from algorist.records import Checkpoint
-from algorist.toy import base as toy_base
+from algorist.toy import words
 from model import tiny
 
 FULL = "the disk is full. Free some space and run the same command again; what is finished is kept."
@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("free", [20, 100])  # KiB: the weights take 80, then come 16 of small files and tokenizer.json
 def test_a_disk_that_fills_while_a_checkpoint_is_written(disk: Path, free: int) -> None:
     """The weights do not fit, or the tokenizer behind them; the checkpoint that stood there stays."""
-    policy, tokenizer = tiny.policy(), toy_base.tokenizer()
+    policy, tokenizer = tiny.policy(), words.tokenizer()
     card = checkpoints.save(disk / "c", policy, tokenizer, Checkpoint("", "sft", 1))
     left = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "fill").write_bytes(bytes(left - free * 1024))
@@ -73,8 +73,8 @@ def test_other_errors_pass_through(error: Exception) -> None:
 
 
 def test_a_tokenizer_with_named_chat_templates_is_saved(tmp_path: Path) -> None:
-    tokenizer = toy_base.tokenizer()
-    named = {"default": toy_base.TEMPLATE, "rag": "{{ messages }}"}
+    tokenizer = words.tokenizer()
+    named = {"default": words.TEMPLATE, "rag": "{{ messages }}"}
     tokenizer.chat_template = named
     checkpoints.save(tmp_path / "c", tiny.policy(), tokenizer, Checkpoint("", "sft", 1))
     assert (tmp_path / "c" / "additional_chat_templates" / "rag.jinja").is_file()

@@ -16,7 +16,7 @@ from algorist.model.batches import lay_out
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy, document_sums
 from algorist.records import Checkpoint
-from algorist.toy import base as toy_base
+from algorist.toy import words
 from model import tiny
 
 LENGTHS = [7, 31, 2, 30, 12, 12, 1, 25]
@@ -203,7 +203,7 @@ def test_muon_takes_the_matrices_of_the_trunk_and_nothing_else() -> None:
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_checkpoint_opens_bit_for_bit(tmp_path: Path, kind: str, tied: bool) -> None:
     policy = Policy(tiny.build(kind, tied=tied))
-    card = checkpoints.save(tmp_path / "c", policy, toy_base.tokenizer(), Checkpoint("", "sft", 3, ("p", "q"), 7, 1.5))
+    card = checkpoints.save(tmp_path / "c", policy, words.tokenizer(), Checkpoint("", "sft", 3, ("p", "q"), 7, 1.5))
     assert checkpoints.card(tmp_path / "c") == card
     assert card == Checkpoint(checkpoints.weights_id(tmp_path / "c"), "sft", 3, ("p", "q"), 7, 1.5)
     opened = checkpoints.open_policy(tmp_path / "c", precision="float32")
@@ -225,7 +225,7 @@ def test_checkpoint_with_critic_and_optimizer(tmp_path: Path) -> None:
     hidden = policy.hidden(row)
     (policy.values(hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
     optimizer.step(1e-3)
-    checkpoints.save(tmp_path / "c", policy, toy_base.tokenizer(), Checkpoint("", "rlvr", 1), optimizer)
+    checkpoints.save(tmp_path / "c", policy, words.tokenizer(), Checkpoint("", "rlvr", 1), optimizer)
     opened = checkpoints.open_policy(tmp_path / "c", precision="float32", with_critic=True)
     assert opened.critic is not None and policy.critic is not None
     assert torch.equal(opened.critic.weight, policy.critic.weight) and opened.critic.weight.abs().max() > 0
@@ -237,7 +237,7 @@ def test_checkpoint_with_critic_and_optimizer(tmp_path: Path) -> None:
 
 
 def test_weights_id_follows_the_weights_and_nothing_else(tmp_path: Path) -> None:
-    policy, tokenizer = tiny.policy("Phi3"), toy_base.tokenizer()
+    policy, tokenizer = tiny.policy("Phi3"), words.tokenizer()
     first = checkpoints.save(tmp_path / "a", policy, tokenizer, Checkpoint("", "sft", 1))
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
     policy.logprobs(tiny.row(1, [5])).sum().backward()
@@ -252,7 +252,7 @@ def test_weights_id_follows_the_weights_and_nothing_else(tmp_path: Path) -> None
 def test_a_checkpoint_takes_the_place_of_what_stood_there(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "left-over").write_text("old")
-    checkpoints.save(tmp_path / "c", tiny.policy(), toy_base.tokenizer(), Checkpoint("", "sft", 1))
+    checkpoints.save(tmp_path / "c", tiny.policy(), words.tokenizer(), Checkpoint("", "sft", 1))
     assert not (tmp_path / "c" / "left-over").exists()
 
 

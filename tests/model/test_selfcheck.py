@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from algorist.errors import RecipeError
 from algorist.model import checkpoints, selfcheck
 from algorist.records import Checkpoint
-from algorist.toy import base as toy_base
+from algorist.toy import words
 from model import tiny
 
 FAMILIES = "Llama, OLMo 2, Phi-3 and Phi-4, Qwen2 and 2.5, Qwen3, SmolLM3"
@@ -21,7 +21,7 @@ FAMILIES = "Llama, OLMo 2, Phi-3 and Phi-4, Qwen2 and 2.5, Qwen3, SmolLM3"
 def folder(tmp_path: Path, kind: str, **more: Any) -> Path:
     """A model folder as it comes from the hub: no card of ours."""
     tiny.build(kind, **more).save_pretrained(tmp_path / kind)
-    toy_base.tokenizer().save_pretrained(tmp_path / kind)
+    words.tokenizer().save_pretrained(tmp_path / kind)
     return tmp_path / kind
 
 
@@ -114,7 +114,7 @@ def test_a_window_that_holds_the_longest_text_is_no_window(tmp_path: Path) -> No
 
 
 def test_checkpoints_of_our_own_are_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints.save(tmp_path / "c", tiny.policy(), toy_base.tokenizer(), Checkpoint("", "sft", 1))
+    checkpoints.save(tmp_path / "c", tiny.policy(), words.tokenizer(), Checkpoint("", "sft", 1))
     monkeypatch.setattr(selfcheck, "_TOLERANCE", -1.0)
     checkpoints.open_policy(tmp_path / "c", precision="float32")
     (tmp_path / "c" / checkpoints.CARD).unlink()

@@ -23,7 +23,7 @@ from algorist.model.batches import Document, GroupBatch, lay_out  # noqa: E402
 from algorist.model.policy import Policy, document_sums  # noqa: E402
 from algorist.records import Pair  # noqa: E402
 from algorist.stages import dpo, rlvr  # noqa: E402
-from algorist.toy import base as toy_base  # noqa: E402
+from algorist.toy import words  # noqa: E402
 from model.tiny import VOCABULARY, assert_close, build, gradient  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,7 +61,7 @@ def trainer_of(kind: str, model: Any, folder: Path, rows: list[dict[str, str]], 
             model=model,
             args=args,
             train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=toy_base.tokenizer(),
+            processing_class=words.tokenizer(),
             **more,
         )
 

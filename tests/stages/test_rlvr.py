@@ -23,7 +23,7 @@ from algorist.records import Checkpoint, Problem, Rollout
 from algorist.stage import Run, Step
 from algorist.stages import rlvr
 from algorist.stages.groups import Sampler
-from algorist.toy import base
+from algorist.toy import base, words
 from algorist.verify import pool as verify
 from algorist.verify.conventions import Conventions
 from algorist.verify.pool import Pool
@@ -48,7 +48,7 @@ Parent = tuple[Path, Chat]
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Parent:
     """A model of one layer that has learned the lessons by heart."""
-    tokenizer = base.tokenizer()
+    tokenizer = words.tokenizer()
     chat = Chat.of(tokenizer, "{problem}")
     shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_size": 32, "context": 64}
     policy = Policy(base.model(len(tokenizer), 1, **shape))

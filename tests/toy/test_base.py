@@ -12,12 +12,12 @@ from transformers import Phi3ForCausalLM
 from algorist.model.chat import Chat
 from algorist.numerics.address import rng
 from algorist.stages.base import Settings
-from algorist.toy import base, teacher, world
+from algorist.toy import base, teacher, words, world
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return base.tokenizer()
+    return words.tokenizer()
 
 
 def model(seed: int = 1, vocab_size: int = 300) -> Phi3ForCausalLM:
@@ -70,7 +70,7 @@ def test_what_the_world_cannot_say_is_unknown(tokenizer: Any) -> None:
 def test_the_template_marks_turns(tokenizer: Any) -> None:
     chat = Chat.of(tokenizer, "{problem}")
     assert tokenizer.decode(chat.prompt_ids("Tom wins 3")) == "<|user|>Tom wins 3<|end|><|assistant|>"
-    assert chat.end == tokenizer.eos_token_id == base.SPECIAL.index("<|end|>")
+    assert chat.end == tokenizer.eos_token_id == words.SPECIAL.index("<|end|>")
     assert tokenizer.unk_token_id not in chat.stops
     assert chat.text(chat.response_ids("The answer is \\boxed{3}.")) == "The answer is \\boxed{3}."
 

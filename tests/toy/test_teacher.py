@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from algorist.toy.teacher import Habits
 
 PERFECT = Habits(slip=0, misread=0, notice=0, misled=0, skip=0, ramble=0, loop=0, terse=0)
 PROBLEMS = world.problems(1, "train", 400, range(1, 7))
+LONG = max(PROBLEMS, key=lambda problem: len(problem.statement))
 EQUATION = re.compile(r"(-?\d+) ([-+*/]) (\d+) = (-?\d+)")
 
 
@@ -148,7 +150,7 @@ def client() -> httpx.Client:
 
 
 def body(**more: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": PROBLEMS[0].statement}], **more}
+    return {"messages": [{"role": "user", "content": LONG.statement}], **more}
 
 
 def test_the_protocol() -> None:
@@ -159,11 +161,23 @@ def test_the_protocol() -> None:
         single = server.post("/v1/chat/completions", json=body())
     assert reply.status_code == 200 and reply.json() == again.json() != other.json()
     choices = reply.json()["choices"]
+    assert len({choice["message"]["content"] for choice in choices}) == 3, "three that can be told apart"
+    # Sample i of seed s is sample 0 of seed s + i: how many are asked for at once changes none.
+    assert [choice["message"] for choice in choices[1:]] == [one["message"] for one in other.json()["choices"][:2]]
     assert [choice["index"] for choice in choices] == [0, 1, 2] and len(single.json()["choices"]) == 1
     assert all(choice["message"]["role"] == "assistant" for choice in choices)
     assert all(choice["finish_reason"] in ("stop", "length") for choice in choices)
     words = sum(len(choice["message"]["content"].split()) for choice in choices)
     assert reply.json()["usage"]["completion_tokens"] == words and reply.json()["model"] == teacher.MODEL
+
+
+def test_an_asynchronous_client_hears_the_same() -> None:
+    async def ask() -> object:
+        async with httpx.AsyncClient(base_url="http://in.process", transport=teacher.Transport()) as server:
+            return (await server.post("/v1/chat/completions", json=body(n=2, seed=5))).json()
+
+    with client() as server:
+        assert asyncio.run(ask()) == server.post("/v1/chat/completions", json=body(n=2, seed=5)).json()
 
 
 def test_other_routes_are_not_found() -> None:

@@ -494,7 +494,7 @@ def asking(settings: Settings) -> Iterator[judge.Ask]:
     server = Server(settings.url, settings.model, timeout=10.0)
     sampling = Sampling(judge.TEMPERATURE, 1.0, settings.max_tokens)
     with server.client() as client:
-        yield lambda prompt: server.ask(client, prompt, sampling, count=1, seed=judge.SEED)[0].text
+        yield lambda prompt: server.ask(client, prompt, sampling, seed=judge.SEED)
 
 
 def over_http(bench: Bench, tmp_path: Path, verdicts: list[Verdict], problems: dict[str, Problem]) -> list[Verdict]:

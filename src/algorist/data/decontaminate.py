@@ -1,36 +1,24 @@
-"""No evaluation question in the training data: the word n-gram test, and the report that proves it was made.
+"""No evaluation question in the training data: the report that proves it was looked for, and who must show it.
 
-A problem is a hit when it shares `ngram` consecutive words with a benchmark problem. Statements too short to hold
-so many are compared whole, with their operators, so that a short sum meets itself and no other. The report is bound
-to the content of the benchmarks: with another evaluation file, or a changed one, it no longer counts.
-
-Source of the 13 words: Brown et al. 2020, appendix C, which Phi-4's own report uses too.
+What is looked for, and how, stands in leaks.py. The report is bound to the content of the benchmarks: with another
+evaluation file, or a changed one, it no longer counts, and nothing may be trained on the data.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from algorist import store
+from algorist.data.leaks import FUZZY, Hit, Index, benchmark_id, hits, quotes, rollout_hits
 from algorist.errors import RecordError, RunError
-from algorist.records import Problem, content_id
+from algorist.records import Problem
+
+__all__ = ["FUZZY", "Hit", "Index", "Report", "benchmark_id", "decontaminate", "hits", "quotes", "read_report",
+           "require_report", "rollout_hits", "write_report"]  # fmt: skip
 
 REPORT = "decontamination.json"
-_WORD = re.compile(r"[^\W_]+")
-_WORD_OR_OPERATOR = re.compile(r"[^\W_]+|[-+*/^=<>!%]")
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One problem that shares words with one benchmark problem."""
-
-    problem_id: str
-    benchmark: str
-    benchmark_problem_id: str
-    words: str  # the first run of words they share, at least `ngram` long, or the whole short statement
 
 
 @dataclass(frozen=True)
@@ -41,35 +29,22 @@ class Report:
     ngram: int  # words
     problems: int  # compared
     hits: tuple[Hit, ...]
-
-
-def benchmark_id(problems: Iterable[Problem]) -> str:
-    """An id of the questions of a benchmark, whatever their order; changes when one is added, lost or reworded."""
-    return content_id("benchmark", sorted({problem.id for problem in problems}))
+    fuzzy: float = 0.0  # similarity at which the second test fired; 0: it was left out
+    rollouts: int = 0  # compared
 
 
 def decontaminate(
-    problems: Sequence[Problem], benchmarks: Mapping[str, Sequence[Problem]], ngram: int = 13
+    problems: Sequence[Problem],
+    benchmarks: Mapping[str, Sequence[Problem]],
+    ngram: int = 13,
+    fuzzy: float = FUZZY,
 ) -> tuple[list[Problem], Report]:
-    """The problems that share no `ngram` words with any benchmark problem, and the report of those that do.
-
-    Two statements of fewer than `ngram` words are the same where all their words and operators are, in order.
-    """
-    assert ngram > 0, "an n-gram holds at least one word"
-    owners: dict[tuple[str, ...], list[tuple[str, str]]] = {}
-    for name, questions in benchmarks.items():
-        for question in questions:
-            for gram in set(_grams(question.statement, ngram)):
-                owners.setdefault(gram, []).append((name, question.id))
-    clean, hits = [], []
-    for problem in problems:
-        grams = _grams(problem.statement, ngram)
-        if owners.keys().isdisjoint(grams):
-            clean.append(problem)
-            continue
-        hits += _hits(problem, grams, owners)
-    ids = {name: benchmark_id(questions) for name, questions in benchmarks.items()}
-    return clean, Report(ids, ngram, len(problems), tuple(hits))
+    """The problems that no test finds in any benchmark, and the report of those that one does; all in memory."""
+    index = Index.of(benchmarks, ngram, fuzzy)
+    found = hits(index, problems)
+    dirty = {hit.problem_id for hit in found}
+    clean = [problem for problem in problems if problem.id not in dirty]
+    return clean, Report(index.benchmarks, ngram, len(problems), tuple(found), fuzzy)
 
 
 def write_report(folder: Path, report: Report) -> Path:
@@ -108,25 +83,3 @@ def require_report(folder: Path, benchmarks: Mapping[str, Sequence[Problem]]) ->
             f" (it covers {', '.join(report.benchmarks) or 'none'}). Gather the data again against the present files."
         )
     return report
-
-
-def _grams(statement: str, ngram: int) -> list[tuple[str, ...]]:
-    """All runs of `ngram` words in order, or, of a shorter statement, all words and operators as one run."""
-    words = _WORD.findall(statement.lower())
-    if len(words) < ngram:
-        return [tuple(_WORD_OR_OPERATOR.findall(statement.lower()))]
-    return list(zip(*(words[start:] for start in range(ngram)), strict=False))
-
-
-def _hits(
-    problem: Problem, grams: list[tuple[str, ...]], owners: Mapping[tuple[str, ...], list[tuple[str, str]]]
-) -> list[Hit]:
-    """One hit for each benchmark problem met, with the first run of shared words in full."""
-    runs: dict[tuple[str, str], tuple[int, list[str]]] = {}  # owner → (position of the run's last gram, its words)
-    for position, gram in enumerate(grams):
-        for owner in owners.get(gram, ()):
-            if owner not in runs:
-                runs[owner] = position, list(gram)
-            elif runs[owner][0] == position - 1:
-                runs[owner] = position, [*runs[owner][1], gram[-1]]
-    return [Hit(problem.id, name, question, " ".join(words)) for (name, question), (_, words) in runs.items()]

@@ -1,11 +1,22 @@
-"""What a gather did, in numbers: what each step dropped and why, and how our verdicts compare with others' labels."""
+"""What became of what: problems, rollouts, right ones, kept ones, and why the others were left out, in numbers.
+
+Everything is read from the manifests and shards of a run, so the funnel can be drawn at any time, of half a run too.
+`write` leaves it in the run's folder as funnel.txt, funnel.json and, as a picture, funnel.svg.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from algorist import store
+from algorist.data.picture import picture
 
 SOURCE_WIDTH = 60  # characters of a source's name that are shown
+SETS = ("midtrain", "sft", "dpo", "rlvr")
+_THING = {"Example": "examples", "Preference": "preferences", "Question": "questions", "Sample": "samples"}
 
 
 @dataclass(frozen=True)
@@ -13,14 +24,16 @@ class Step:
     """One narrowing of the funnel: `entered` is `left` plus everything dropped."""
 
     name: str
+    lane: str  # what is counted: problems, rollouts, or what a set holds
     entered: int
     dropped: Mapping[str, int]  # reason → how many
     left: int
 
     @classmethod
-    def of(cls, name: str, dropped: Mapping[str, int], left: int) -> Step:
+    def of(cls, name: str, lane: str, dropped: Mapping[str, int], left: int) -> Step:
         """A step whose `entered` follows from the rest; reasons that dropped nothing are left out."""
-        return cls(name, left + sum(dropped.values()), {reason: n for reason, n in dropped.items() if n}, left)
+        reasons = {reason: n for reason, n in sorted(dropped.items(), key=lambda item: (-item[1], item[0])) if n}
+        return cls(name, lane, left + sum(reasons.values()), reasons, left)
 
 
 @dataclass(frozen=True)
@@ -41,47 +54,132 @@ class Funnel:
     """What went in, what was dropped where and why, and what came out."""
 
     steps: tuple[Step, ...]
-    benchmarks: tuple[str, ...]  # what the problems were compared with
-    samples: int
-    pairs: int
-    rejected: Mapping[str, int]  # verdict reason of the wrong side → pairs
     agreement: tuple[Agreement, ...]
+
+
+def write(root: Path) -> Funnel:
+    """Make the funnel of a run and write it to the run's folder."""
+    found = collect(root)
+    store.write_json(root / "funnel.json", asdict(found))
+    store.write_text(root / "funnel.txt", funnel_text(found))
+    store.write_text(root / "funnel.svg", picture([(s.name, s.lane, s.dropped, s.left) for s in found.steps]))
+    return found
+
+
+def text_of(root: Path) -> str:
+    """The funnel of a run as it stands now, ready to print."""
+    return funnel_text(collect(root))
+
+
+def collect(root: Path) -> Funnel:
+    """The funnel of what a run has made so far."""
+    steps = [*_problem_steps(root), *_rollout_steps(root), *_set_steps(root)]
+    return Funnel(tuple(steps), tuple(_agreement(root)))
 
 
 def funnel_text(funnel: Funnel) -> str:
     """The funnel and the agreement table as plain text, ready to print."""
-    lines = _columns([("step", "in", "dropped", "out")], *(_step_rows(step) for step in funnel.steps))
-    if not funnel.benchmarks:
-        lines += ["", "Compared with no benchmark: samples.jsonl and pairs.jsonl may hold test questions."]
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(funnel.rejected.items()))
-    lines += ["", f"samples {funnel.samples:,}"]
-    lines += [f"pairs   {funnel.pairs:,}" + (f" (rejected side: {reasons})" if reasons else "")]
+    lines: list[str] = []
+    for lane in dict.fromkeys(step.lane for step in funnel.steps):
+        steps = [step for step in funnel.steps if step.lane == lane]
+        lines += [*_columns([(lane, "in", "left out", "kept")], *(_step_rows(step) for step in steps)), ""]
     if any(row.labelled for row in funnel.agreement):
-        header = (
-            "our verdicts and the labels of",
-            "labelled",
-            "agree",
-            "share",
-            "only we: right",
-            "only we: wrong",
-            "unjudged",
-        )
+        counts = ("labelled", "agree", "share", "only we: right", "only we: wrong", "unjudged")
+        header = ("our verdicts and the labels of", *counts)
         rows = [_agreement_row(row) for row in (*funnel.agreement, _sum(funnel.agreement))]
-        lines += ["", *_columns([header], rows)]
-    return "\n".join(lines) + "\n"
+        lines += [*_columns([header], rows), ""]
+    return "\n".join(lines)
+
+
+def _problem_steps(root: Path) -> Iterator[Step]:
+    if made := _manifest(root / "sources" / "problems"):
+        yield Step.of("read from the sources", "problems", made.dropped, made.rows)
+    if made := _manifest(root / "problems"):
+        yield Step.of("once each, in no benchmark", "problems", made.dropped, made.rows)
+    if made := _manifest(root / "profiles"):
+        found = Counter[str]()
+        for shard in made.shards:
+            for row in store.read_columns(root / "profiles" / shard, ("right", "wrong")).to_pylist():
+                if row["right"]:
+                    found["with a right rollout"] += 1
+                else:
+                    found["no right rollout" if row["wrong"] else "no rollout that could be judged"] += 1
+        left = found.pop("with a right rollout", 0)
+        yield Step.of("with a right rollout", "problems", found, left)
+
+
+def _rollout_steps(root: Path) -> Iterator[Step]:
+    if made := _manifest(root / "sources" / "traces"):
+        yield Step.of("traces read from the sources", "rollouts", made.dropped, made.rows)
+    if made := _manifest(root / "rollouts"):
+        yield Step.of("of these problems, the teacher's included", "rollouts", made.dropped, made.rows)
+    if made := _manifest(root / "verdicts"):
+        found = Counter[str]()
+        right = 0
+        for shard in made.shards:
+            table = store.read_columns(root / "verdicts" / shard, ("right", "reason"))
+            for row in table.group_by(["right", "reason"]).aggregate([([], "count_all")]).to_pylist():
+                if row["right"]:
+                    right += row["count_all"]
+                else:
+                    unjudged = "" if row["right"] is False else "could not be judged: "
+                    found[f"{unjudged}{row['reason']}"] += row["count_all"]
+        yield Step.of("judged right", "rollouts", found, right)
+
+
+def _set_steps(root: Path) -> Iterator[Step]:
+    for name in SETS:
+        if made := _manifest(root / "sets" / name):
+            lane = f"set of {name}"
+            yield Step.of(f"{_THING.get(made.kind, 'rows')} chosen", lane, made.dropped, made.rows)
+            if data := _manifest(root / name / "data"):
+                yield Step.of("in the tokens of the model", lane, data.dropped, data.rows)
+
+
+def _manifest(folder: Path) -> store.Manifest | None:
+    return store.manifest(folder) if (folder / store.MANIFEST).exists() else None
+
+
+def _agreement(root: Path) -> Iterator[Agreement]:
+    """One row per source of traces that says something of their answers, in alphabetical order."""
+    made, said = _manifest(root / "verdicts"), _manifest(root / "rollouts")
+    if not made or not said or made.shards != said.shards:
+        return
+    counts: dict[str, Counter[str]] = {}
+    for shard in said.shards:
+        rollouts = store.read_columns(root / "rollouts" / shard, ("source", "label")).to_pylist()
+        verdicts = store.read_columns(root / "verdicts" / shard, ("right",)).to_pylist()
+        for rollout, verdict in zip(rollouts, verdicts, strict=True):
+            if not rollout["source"]:
+                continue
+            row = counts.setdefault(rollout["source"], Counter())
+            row["rollouts"] += 1
+            row[_opinion(rollout["label"], verdict["right"])] += 1
+            row["labelled"] += rollout["label"] is not None
+    names = ("rollouts", "labelled", "agree", "right_here", "wrong_here", "unjudged")
+    yield from (Agreement(source, *(row[name] for name in names)) for source, row in sorted(counts.items()))
+
+
+def _opinion(label: bool | None, right: bool | None) -> str:
+    if label is None:
+        return "unlabelled"
+    if right is None:
+        return "unjudged"
+    if right == label:
+        return "agree"
+    return "right_here" if right else "wrong_here"
 
 
 def _step_rows(step: Step) -> list[tuple[str, ...]]:
     lost = step.entered - step.left
     rows: list[tuple[str, ...]] = [(step.name, f"{step.entered:,}", f"{lost:,}" if lost else "", f"{step.left:,}")]
-    ordered = sorted(step.dropped.items(), key=lambda item: (-item[1], item[0]))
-    return rows + [(f"    {reason}", "", f"{count:,}", "") for reason, count in ordered]
+    return rows + [(f"    {reason}", "", f"{count:,}", "") for reason, count in step.dropped.items()]
 
 
 def _agreement_row(row: Agreement) -> tuple[str, ...]:
     name = row.source if len(row.source) <= SOURCE_WIDTH else row.source[: SOURCE_WIDTH - 1] + "…"
-    judged = row.labelled - row.unjudged
-    share = f"{100 * row.agree / judged:.1f} %" if judged else "–"
+    seen = row.labelled - row.unjudged
+    share = f"{100 * row.agree / seen:.1f} %" if seen else "–"
     counts = (f"{count:,}" for count in (row.right_here, row.wrong_here, row.unjudged))
     return name, f"{row.labelled:,}", f"{row.agree:,}", share, *counts
 

@@ -1,44 +1,39 @@
-"""Problems from files that others made: JSONL, JSON, Parquet or CSV in, Problem records and drop counts out.
+r"""Problems from rows that others made: usual column names are guessed, any other can be mapped, defects are named.
 
-Nobody names columns alike, so the usual names are guessed and any other can be mapped. A row that cannot become a
-problem is left out and counted under a plain reason; a line that cannot be read at all stops the import, because
-a file that is broken in one place is seldom whole elsewhere.
+A column may stand inside another (`metadata.level`). A row's gold answer is what its answer column holds or, where
+there is none, the final answer of its worked solution (a box, a #### line). Instructions around the question, such as
+"put your final answer within \boxed{}", are taken off: they are the sampler's words, and the same question must have
+the same id in every source.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import re
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from algorist.data.dedup import unique
-from algorist.errors import RecipeError, RecordError
-from algorist.records import LEVELS, Problem, content_id, normalised
+from algorist.data import defects
+from algorist.data.columns import Columns, Row, columns_of, holds, peeked, require, spoken, text_of, value_in
+from algorist.data.readers import read_rows
+from algorist.records import LEVELS, Problem, normalised
+from algorist.verify.boxes import last_boxes
 from algorist.verify.extract import extract
+from algorist.verify.pool import Pool
 
-Drops = dict[str, int]
-Row = Mapping[str, Any]
-
-COLUMNS: Mapping[str, tuple[str, ...]] = {
+COLUMNS: Columns = {
     "statement": ("statement", "question", "problem", "prompt"),
-    "answer": ("answer", "gold", "expected_answer", "final_answer"),
-    "solution": ("solution",),
-    "kind": ("kind",),
-    "domain": ("domain", "subject", "type"),
+    "answer": ("gold", "answer", "expected_answer", "final_answer"),
+    "solution": ("solution", "ground_truth_solution"),
+    "kind": ("kind", "question_type"),
+    "domain": ("domain", "subject", "problem_type", "type"),
     "level": ("level",),
-    "source": ("source",),
+    "source": ("source", "benchmark", "dataset"),  # the row's own; "gsm8k" in it says elementary
+    "licence": ("licence", "license"),
+    "options": ("options", "choices"),
+    "image": ("image", "images", "image_path", "img"),
 }
-
 # MATH grades difficulty within school competitions, not school years; its hardest fifth reads like first-year college
 # work, and stage 2 asks for the levels from college up. The other names are what data sets call our levels.
 _LEVELS = {
@@ -56,140 +51,136 @@ _LEVELS = {
     "olympiad": "graduate",
     "graduate/olympiad": "graduate",
 }
+_KINDS = {"mcq": "choice", "multiple choice": "choice", "multiple-choice": "choice"}
+_INSTRUCTION_BEFORE = re.compile(
+    r"\s*(?:Return|Put|Give|Provide|Write|Place|Present|Solve)\b[^.\n]{0,160}\\boxed\s*\{[^{}]{0,20}\}[^.\n]{0,80}[.:]\s+"
+)
+_INSTRUCTION_AFTER = re.compile(
+    r"\s*\b(?:Please|Let's|Put|Present|Make sure|Return|Give|Provide|Write|Think)\b[^.\n]{0,160}"
+    r"\\boxed\s*\{(?:\s|answer|your answer|ANSWER)*\}[^.\n]{0,40}\.?\s*\Z"
+)
+_OPTION_LABEL = re.compile(r"\s*\(?[A-J]\s*[).:\]]")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the rows of one source are read."""
+
+    source: str  # as the recipe names it
+    columns: Columns
+    licence: str = ""  # of all rows; where empty, what a row says
+    levels: Mapping[str, str] = field(default_factory=dict)  # the source's label, normalised → one of LEVELS
+    domains: Mapping[str, str] = field(default_factory=dict)
+    refuse: frozenset[str] = frozenset(defects.REFUSED)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one problem file gave: the problems, why rows were left out, and the ids that must not come back."""
+    """What one row gave."""
 
-    problems: list[Problem]
-    drops: Drops
-    refused: frozenset[str]  # ids of statements that were left out; another file does not make them sound
+    problem: Problem  # its answer is empty where none was found
+    refused: str  # why it cannot be used; empty when it can
+    noted: tuple[str, ...] = ()  # defects that it is used in spite of
 
 
-def read_problems(path: Path, columns: Mapping[str, str] | None = None) -> tuple[list[Problem], Drops]:
-    """The problems of a file in its order, and how many rows were left out for which reason.
+def read_problem(row: Row, number: int, manner: Manner, statement: str | None = None) -> Reading:
+    """The problem of a row, the `number`th of its source; `statement` where the row holds it in no column."""
+    cell = {name: value_in(row, manner.columns.get(name, ())) for name in COLUMNS}
+    raw = cell["statement"] if statement is None else statement
+    asked = text_of(spoken(raw))
+    asked, answer, reason = with_options(bare_question(asked or ""), cell), "", ""
+    if text_of(spoken(raw)) is None:
+        reason = defects.NO_TEXT
+    elif not asked:
+        reason = defects.NO_STATEMENT
+    if not reason:
+        answer, reason = _gold(row, cell, manner.columns)
+    label = {name: text_of(cell[name]) or "" for name in ("kind", "domain", "level", "source", "licence")}
+    kind = _KINDS.get(normalised(label["kind"]), label["kind"])
+    if defects.letter(answer) and defects.has_options(asked, defects.letter(answer)):
+        kind = "choice"
+    found = [] if reason else _defects(row, asked, answer, kind, cell["image"])
+    problem = Problem.of(
+        asked,
+        answer,
+        kind=kind,
+        domain=_mapped(manner.domains, label["domain"]) or label["domain"],
+        level=_mapped(manner.levels, label["level"]) or level_of(label["level"], f"{label['source']} {manner.source}"),
+        source=manner.source,
+        licence=manner.licence or label["licence"],
+        row=number,  # type: ignore[arg-type]  # the labels are text but for this one
+    )
+    serious = [one for one in found if one in manner.refuse]
+    return Reading(
+        problem, reason or (serious[0] if serious else ""), tuple(one for one in found if one not in serious)
+    )
 
-    `columns` maps a key of COLUMNS to the file's own column name. Where a file has no answer column, or its answer
-    is a worked solution (a box, a #### line), the final answer is taken from there. Statements met twice are kept
-    once; those met with different answers are all left out, since one of the answers is wrong.
 
-    Raises RecipeError for a missing file, an unknown extension or an unknown key in `columns`, RecordError for what
-    cannot be read and for columns that are not there.
+def verify_golds(readings: Sequence[Reading], pool: Pool, refuse: frozenset[str]) -> list[Reading]:
+    """The readings, with those golds refused or noted that no response could be judged against.
+
+    A response that boxes the gold answer must be judged right, and a gold must be readable as more than a row of
+    letters: identical texts are equal without being read, so it is also held against an answer that it is not.
     """
-    reading = import_problems(path, columns)
-    return reading.problems, reading.drops
-
-
-def import_problems(path: Path, columns: Mapping[str, str] | None = None) -> Reading:
-    """`read_problems` that also says which statements were refused. Raises the same errors."""
-    rows = list(read_rows(path))
-    chosen = choose_columns(path, rows, COLUMNS, columns)
-    if rows:
-        require_column(path, rows, chosen, "statement", COLUMNS)
-        require_column(path, rows, chosen, "answer", COLUMNS, instead="solution")
-    drops: Counter[str] = Counter()
-    found: list[Problem] = []
-    refused = set()
-    for row in rows:
-        problem, reason = _problem(row, chosen, path.stem)
+    usable = {at: reading.problem.answer for at, reading in enumerate(readings) if not reading.refused}
+    boxed = {at: extract(f"\\boxed{{{answer}}}").answer for at, answer in usable.items()}
+    said = pool.outcomes(
+        pair for at, answer in usable.items() for pair in ((answer, boxed[at]), (answer, "0")) if pair[1]
+    )
+    checked = list(readings)
+    for at, answer in usable.items():
+        reason = ""
+        if not boxed[at] or said[answer, boxed[at]][0] is not True:
+            reason = defects.UNVERIFIED
+        if said[answer, "0"][1] == "gold unreadable":
+            reason = defects.UNREADABLE
         if reason:
-            drops[reason] += 1
-            refused.add(problem.id)
-        else:
-            found.append(problem)
-    kept, repeats = unique(found)
-    refused |= {problem.id for problem in found} - {problem.id for problem in kept}
-    refused -= {problem.id for problem in kept}
-    return Reading(kept, dict(drops + Counter(repeats)), frozenset(refused))
+            old = readings[at]
+            refused = reason in refuse
+            checked[at] = Reading(old.problem, reason if refused else "", old.noted + (() if refused else (reason,)))
+    return checked
 
 
 def read_benchmark(path: Path, columns: Mapping[str, str] | None = None) -> list[Problem]:
     """Every statement of an evaluation file, sound answer or not: a question need not be gradable to leak.
 
-    Raises what `read_problems` raises; the answer column may be missing.
+    Raises what `read_rows` and `columns_of` raise; the answer column may be missing.
     """
-    rows = list(read_rows(path))
-    chosen = choose_columns(path, rows, COLUMNS, columns)
-    if rows:
-        require_column(path, rows, chosen, "statement", COLUMNS)
-    problems = [_problem(row, chosen, path.stem)[0] for row in rows]
+    head, rows = peeked(read_rows(path))
+    manner = Manner(path.stem, columns_of(str(path), head, COLUMNS, shared=columns))
+    require(str(path), head, manner.columns, "statement")
+    problems = [read_problem(row, number, manner).problem for number, row in enumerate(rows)]
     return [problem for problem in problems if problem.statement]
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl, .json, .parquet or .csv file, one after another.
-
-    Raises RecipeError where the file is missing or of another type, RecordError where it cannot be read.
-    """
-    readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
-    if path.suffix not in readers:
-        found = f"the extension {path.suffix}" if path.suffix else "no extension"
-        raise RecipeError(f"{path}: {found} does not say how to read it. Expected one of {', '.join(readers)}.")
-    require_file(path)
-    yield from readers[path.suffix](path)
+def bare_question(text: str) -> str:
+    r"""A question without the instruction to box the answer that stands before or behind it."""
+    if "\\boxed" not in text:
+        return text.strip()
+    bare = _INSTRUCTION_AFTER.sub("", _INSTRUCTION_BEFORE.sub("", text, count=1)).strip()
+    return bare or text.strip()
 
 
-def require_file(path: Path) -> None:
-    """Raise RecipeError unless `path` is a file."""
-    if not path.is_file():
-        found = "this is a folder, a file was expected" if path.is_dir() else "there is no such file"
-        raise RecipeError(f"{path}: {found}. Check the path; a relative one starts where the command is run.")
+def with_options(statement: str, cell: Mapping[str, Any]) -> str:
+    """A statement with the options that its row lists apart from it, one a line: "A) 12"."""
+    listed = options_of(cell["options"])
+    if not listed or not statement or defects.has_options(statement):
+        return statement
+    return "\n".join([statement, *listed])
 
 
-def choose_columns(
-    path: Path, rows: Sequence[Row], guesses: Mapping[str, tuple[str, ...]], columns: Mapping[str, str] | None
-) -> dict[str, str]:
-    """Our name → the file's column name, for every column that was mapped or is found under a usual name."""
-    present = {key for row in rows for key in row}
-    chosen = {name: next(guess for guess in usual if guess in present) for name, usual in guesses.items()
-              if present.intersection(usual)}  # fmt: skip
-    for name, column in (columns or {}).items():
-        if name not in guesses:
-            raise RecipeError(f"columns: {name} is not a field that can be mapped. Map one of {', '.join(guesses)}.")
-        if rows and column not in present:
-            raise RecordError(
-                f"{path}: there is no column {column} to read the {name} from. Its columns are {_listed(present)}."
-            )
-        chosen[name] = column
-    return chosen
-
-
-def require_column(
-    path: Path,
-    rows: Sequence[Row],
-    chosen: Mapping[str, str],
-    name: str,
-    guesses: Mapping[str, tuple[str, ...]],
-    *,
-    instead: str = "",
-) -> None:
-    """Raise RecordError unless a column was chosen for `name`, or for the one that can stand in for it."""
-    if name in chosen or instead in chosen:
-        return
-    present = {key for row in rows for key in row}
-    raise RecordError(
-        f"{path}: no column holds the {name}; found {_listed(present)}, expected "
-        f"{' or '.join(guesses[name] + guesses.get(instead, ()))}. Map another one: {name}=<column>."
-    )
-
-
-def text_of(value: Any) -> str | None:
-    """A cell as text: numbers as they are written, whole floats without their ".0", lists of one as their item.
-
-    None for what is no text: longer lists, objects. Half surrogate pairs, which a cut-off response can end in and no
-    file can hold, become replacement characters.
-    """
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if value is None:
-        return ""
-    if isinstance(value, bool | list | tuple | dict):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value)
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def options_of(value: Any) -> list[str]:
+    """A cell of options as lines that begin with their letter; empty for what is none."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
+        value = dict(zip(map(str, value["label"]), value["text"], strict=False))
+    if isinstance(value, dict):
+        return [f"{label}) {text}" for label, text in value.items() if text is not None]
+    if not isinstance(value, list | tuple) or len(value) < 2 or any(text_of(one) is None for one in value):
+        return []
+    lines = [text_of(one) or "" for one in value]
+    if all(_OPTION_LABEL.match(line) for line in lines):
+        return [line.strip() for line in lines]
+    return [f"{chr(ord('A') + at)}) {line}" for at, line in enumerate(lines)] if len(lines) <= 10 else []
 
 
 def level_of(label: str, source: str) -> str:
@@ -200,106 +191,52 @@ def level_of(label: str, source: str) -> str:
     return _LEVELS.get(label) or ("elementary" if "gsm8k" in normalised(source) else "")
 
 
-def _problem(row: Row, chosen: Mapping[str, str], stem: str) -> tuple[Problem, str]:
-    """The problem of a row, and why it cannot be used (empty when it can)."""
-    cell = {name: text_of(row.get(column)) for name, column in chosen.items()}
-    statement = cell.get("statement")
-    source = cell.get("source") or stem
-    answer, reason = _gold(row, cell)
-    if statement is None:
-        reason = "the statement is not text"
-    elif not statement.strip():
-        reason = "no statement"
-    problem = Problem.of(
-        (statement or "").strip(),
-        answer,
-        kind=cell.get("kind") or "",
-        domain=cell.get("domain") or "",
-        level=level_of(cell.get("level") or "", source),
-        source=source,
-    )
-    return problem, reason
+def _mapped(table: Mapping[str, str], label: str) -> str:
+    """What a source's table says of a label; "*" speaks for all others."""
+    return table.get(normalised(label), table.get("*", ""))
 
 
-def _gold(row: Row, cell: Mapping[str, str | None]) -> tuple[str, str]:
+def _gold(row: Row, cell: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
     """(answer, why it cannot be trusted): from the answer column, else from the worked solution."""
-    solution = cell.get("solution") or ""
-    answer = cell.get("answer", solution)
+    given = any(holds(row, column) for column in columns["answer"])
+    value = cell["answer"] if given else cell["solution"]
+    if isinstance(value, list | tuple) and len({text_of(one) for one in value}) == 1:
+        value = value[0]
+    answer, solution = text_of(value), text_of(cell["solution"]) or ""
     if answer is None:
-        return "", "the answer is not one text"
+        return "", defects.SEVERAL if isinstance(value, list | tuple) else defects.NOT_TEXT
     boxes = row.get("n_boxed")
-    if (isinstance(boxes, int) and boxes > 1) or answer.count("\\boxed") > 1 or solution.count("\\boxed") > 1:
-        return answer.strip(), "several boxed answers"
-    if "answer" not in cell or "\\boxed" in answer or re.search(r"^####", answer, re.MULTILINE):
+    if (isinstance(boxes, int) and boxes > 1) or _several(answer) or _several(solution, strict=not given):
+        return answer.strip(), defects.BOXES
+    if not given or "\\boxed" in answer or re.search(r"^####", answer, re.MULTILINE):
         answer = extract(answer).answer
-    return answer.strip(), "" if answer.strip() else "no answer"
+    listed = options_of(cell["options"])
+    if isinstance(value, int) and listed and 0 <= value < len(listed) and str(value) not in map(_unlabelled, listed):
+        answer = chr(ord("A") + value)  # the place of the right option, counted from 0
+    answer = answer.strip()
+    return (answer, "") if answer and not defects.is_nothing(answer) else ("", defects.NO_ANSWER)
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if isinstance(row, dict):
-                    yield row
-                    continue
-                found = f"found a {type(row).__name__}"
-            except json.JSONDecodeError as error:
-                found = f"{error.msg}, column {error.colno}"
-            except UnicodeDecodeError as error:
-                found = f"not UTF-8, byte {error.start + 1}"
-            except RecursionError:
-                found = "nested too deeply"
-            except ValueError as error:  # a number of more digits than Python reads
-                found = str(error)
-            raise RecordError(f"{path}:{number}: not a JSON object ({found}). Mend or delete the line.")
+def _defects(row: Row, statement: str, answer: str, kind: str, image: Any) -> list[str]:
+    """Everything wrong with a row that has a statement and an answer, most serious first."""
+    found = [defects.INVALID] if str(row.get("problem_is_valid", "yes")).lower() not in ("yes", "true", "none") else []
+    found += [defects.PROOF] if normalised(kind) == "proof" else []
+    found += [defects.IMAGE] if image not in (None, "", [], {}) else []
+    found += [*defects.in_statement(statement, answer), *defects.in_answer(answer, statement)]
+    found += [defects.PARTS] if str(row.get("is_multiple_answer")).lower() == "true" else []
+    return list(dict.fromkeys(found))
 
 
-def _json(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise RecordError(
-            f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}). Mend the file; "
-            "one object per line belongs into a .jsonl file."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: not readable as JSON ({error}). Mend the file.") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise RecordError(f"{path}: a list of objects was expected, found something else. Write the rows as one list.")
-    yield from rows
+def _several(text: str, *, strict: bool = True) -> bool:
+    """Whether different things are boxed: anywhere, or, if not strict, as parts of the last answer.
+
+    A solution beside an answer column may give several ways to the same answer, and box it in each.
+    """
+    if text.count("oxed") < 2:
+        return False
+    last, different = last_boxes(text)
+    return different > 1 and (strict or len({box.content for box in last}) > 1)
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"{path}: not readable as Parquet ({error}). Copy or download the file again.") from None
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses long solutions
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            for row in rows:
-                if None in row:
-                    raise csv.Error("more cells than columns")
-                yield dict(row)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise RecordError(f"{path}:{rows.line_num}: not readable as CSV ({error}). Mend the line.") from None
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def content_hash(path: Path) -> str:
-    """An id of a file's bytes, the parent of what is made from it. Raises RecipeError where the file is missing."""
-    require_file(path)
-    with path.open("rb") as file:
-        return content_id("file", hashlib.file_digest(file, "sha256").hexdigest())
+def _unlabelled(option: str) -> str:
+    return _OPTION_LABEL.sub("", option).strip()

@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from algorist.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """[model]"""
+
+    base: str = "toy"  # a local folder, a hub name, or "toy": a small model made in the run
+    # Asked in training, sampling and evaluation alike; {problem} is the statement.
+    prompt: str = "Please reason step by step, and put your final answer within \\boxed{}. {problem}"
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
 
 
 @dataclass(frozen=True)

@@ -23,22 +23,11 @@ from algorist.errors import RecipeError, explain_full_disk
 from algorist.model import devices, selfcheck
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy
-from algorist.records import Checkpoint
+from algorist.records import CARD, Checkpoint
 
-CARD = "checkpoint.json"
 transformers.utils.logging.disable_progress_bar()  # its bars for reading and writing weights cut through ours
 _CRITIC = "critic.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """[model]"""
-
-    base: str = "toy"  # a local folder, a hub name, or "toy": a small model made in the run
-    # Asked in training, sampling and evaluation alike; {problem} is the statement.
-    prompt: str = "Please reason step by step, and put your final answer within \\boxed{}. {problem}"
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
 
 
 def open_policy(source: str | Path, *, precision: str, with_critic: bool = False) -> Policy:

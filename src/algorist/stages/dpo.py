@@ -3,7 +3,7 @@
 The wrong ones are what rejection sampling threw away. The stage-2 model is both the start and the frozen reference;
 its log-probabilities of every response are computed once, before the first step, stored with the pair, and travel in
 the batch, so that no second model sits in the loop. The paper prints neither beta nor how pairs are matched: beta is
-0.1 (everybody's default), and a pair's two texts have similar length, so that length does not tell them apart.
+0.1 (everybody's default), and how pairs are made stands in [curate.dpo].
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from algorist import store
-from algorist.data import curate as curation
+from algorist.data.candidates import Shards
+from algorist.data.pairs import token_pairs
 from algorist.journal import progress
 from algorist.model import checkpoints
 from algorist.model.batches import Document, PairBatch, cut_lengths, lay_out
@@ -36,26 +37,22 @@ class Settings:
     beta: float = 0.1  # how strongly the policy is held to the reference
     epochs: int = 1  # times that the data is read
     nll_weight: float = 0.0  # of the chosen response's mean cross-entropy beside the preference; 0 is the paper's loss
-    per_problem: int = 2  # pairs of one problem
-    max_length_ratio: float = 2.0  # of the two texts of a pair
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.per_problem < 1 or self.max_length_ratio < 1 or self.beta <= 0:
-            raise ValueError("epochs, per_problem and max_length_ratio must be at least 1 and beta above 0.")
+        if self.epochs < 1 or self.sequence_length < 2 or self.beta <= 0:
+            raise ValueError("epochs must be at least 1, sequence_length at least 2 and beta above 0.")
 
 
 def curate(run: Run) -> store.Manifest:
-    """Pairs with the reference's log-probabilities."""
-    settings = run.settings
-    rollouts, verdicts, problems = run.taught()
-    found, unmatched = curation.pairs(
-        rollouts, verdicts, per_problem=settings.per_problem, max_length_ratio=settings.max_length_ratio
-    )
-    pairs, too_long = curation.token_pairs(found, problems, run.chat, sequence_length=settings.sequence_length)
+    """The preferences of the stage's set as token ids, with the reference's log-probabilities, a shard at a time."""
+    chosen = store.manifest(run.set)
     reference = checkpoints.open_policy(run.parent, precision=run.precision)
-    scored = _with_reference(pairs, reference, run.training.tokens_per_batch)
-    parents = [*run.taught_ids(), checkpoints.card(Path(run.parent)).id]
-    return store.write(run.data, Pair, scored, parents=parents, dropped=unmatched + too_long)
+    for index, shard in enumerate(chosen.shards):
+        shards = Shards.of(run.root, shard)
+        pairs, too_long = token_pairs(run.set / shard, shards, run.chat, sequence_length=run.settings.sequence_length)
+        scored = _with_reference(pairs, reference, run.training.tokens_per_batch)
+        store.write_shard(run.data, index, Pair, scored, dropped=too_long)
+    return store.finish(run.data, Pair, parents=[chosen.id, checkpoints.card(Path(run.parent)).id])
 
 
 def plan(run: Run) -> Plan:

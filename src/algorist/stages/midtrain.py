@@ -37,11 +37,15 @@ class Settings:
 
 
 def curate(run: Run) -> store.Manifest:
-    """Everything the teacher got right and that fits a row."""
-    rollouts, verdicts, problems = run.taught()
-    right, wrong = curation.accepted(rollouts, verdicts)
-    samples, too_long = curation.samples(right, problems, run.chat, sequence_length=run.settings.sequence_length)
-    return store.write(run.data, Sample, samples, parents=run.taught_ids(), dropped=wrong + too_long)
+    """The examples of the stage's set as token ids, a shard at a time; what is longer than a row is left out."""
+    chosen = store.manifest(run.set)
+    for index, shard in enumerate(chosen.shards):
+        measures = run.root / "measures" / shard
+        samples, too_long = curation.samples(
+            run.set / shard, measures, run.chat, sequence_length=run.settings.sequence_length
+        )
+        store.write_shard(run.data, index, Sample, samples, dropped=too_long)
+    return store.finish(run.data, Sample, parents=[chosen.id])
 
 
 def plan(run: Run) -> Plan:

@@ -38,7 +38,7 @@ from algorist.numerics.address import rng
 from algorist.numerics.advantages import gae, group_relative
 from algorist.numerics.groups import length_spread
 from algorist.numerics.losses import Loss
-from algorist.records import Problem, Rollout, Verdict
+from algorist.records import Problem, Question, Rollout, Verdict
 from algorist.stage import Plan, Run, Stage, Step, Training
 from algorist.stages.groups import Group, Sampler
 from algorist.verify.pool import Pool
@@ -118,7 +118,8 @@ class Settings:
 def curate(run: Run) -> store.Manifest:
     """Prompts whose responses by the parent policy have uniform length and are not mostly right already."""
     settings: Prompts = run.settings.prompts
-    problems = store.read(run.root / "problems", Problem)
+    asked = {question.problem_id for question in store.stream(run.set, Question)}
+    problems = [problem for problem in store.stream(run.root / "problems", Problem) if problem.id in asked]
     order = rng(run.seed, "rlvr", "candidates").permutation(len(problems))
     candidates = [problems[i] for i in sorted(order[: settings.candidates])]
     policy = checkpoints.open_policy(run.parent, precision=run.precision)
@@ -149,7 +150,7 @@ def curate(run: Run) -> store.Manifest:
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
         raise RunError(f"{run.data}: no prompt is left ({reasons}). Raise max_length_spread or max_accuracy.")
-    parents = [store.manifest(run.root / "problems").id, store.manifest(folder / "verdicts").id]
+    parents = [store.manifest(run.set).id, store.manifest(folder / "verdicts").id]
     return store.write(run.data, Problem, kept, parents=parents, dropped=dropped)
 
 

@@ -1,6 +1,6 @@
 """A fallible teacher for the toy world, behind the protocol of an OpenAI-compatible server.
 
-`Transport` plugs into httpx where a network would be: the client in generate/server.py sends it the same requests
+`Transport` plugs into httpx where a network would be: the client in generate/fleet.py sends it the same requests
 that it would send to a real server, and gets the same kind of answer. The teacher knows a problem by its text,
 writes chains that tell every event, terse and rambling ones, and fails like one: it slips in arithmetic, misreads
 a number, takes a distractor for a step, skips one (the last three more often where it is terse), notices some of its
@@ -45,8 +45,12 @@ class Habits:
     careless: float = 2.0  # how many times as often a terse chain misreads, takes a distractor or skips a step
 
 
-class Transport(httpx.BaseTransport):
-    """An OpenAI-compatible chat server that runs inside the client."""
+class Transport(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """An OpenAI-compatible chat server that runs inside the client, be it a blocking or an asynchronous one.
+
+    Choice i of a request with seed s is choice 0 of a request with seed s + i: a sample does not depend on how many
+    were asked for with it.
+    """
 
     def __init__(self, habits: Habits | None = None) -> None:
         self.habits = habits or Habits()
@@ -60,13 +64,17 @@ class Transport(httpx.BaseTransport):
         choices: list[dict[str, object]] = []
         spoken = 0
         for index in range(body.get("n", 1)):
-            generator = rng("toy teacher", body.get("seed", 0), statement, index, body.get("temperature", 1.0))
+            generator = rng("toy teacher", body.get("seed", 0) + index, statement, body.get("temperature", 1.0))
             text, finish = respond(statement, generator, self.habits, body.get("max_tokens", 1024))
             spoken += len(text.split())
             message = {"role": "assistant", "content": text}
             choices.append({"index": index, "message": message, "finish_reason": finish})
         usage = {"prompt_tokens": len(statement.split()), "completion_tokens": spoken}
         return httpx.Response(200, json={"model": MODEL, "choices": choices, "usage": usage})
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """What `handle_request` answers."""
+        return self.handle_request(request)
 
 
 def respond(statement: str, generator: np.random.Generator, habits: Habits, max_words: int) -> tuple[str, str]:
