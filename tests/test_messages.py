@@ -173,12 +173,12 @@ def test_problem_files(refused, tmp_path):
     assert refused(*named) == (
         3,
         f"{path}: no column holds the statement; found answer, frage, expected statement or question or problem or "
-        "prompt. Map another one: statement=<column>.",
+        "prompt. Map another one: columns = { statement = \"<column>\" }.",
     )
     path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
     assert refused(*named, "--set", f'data.benchmarks.own="{path}"') == (
         2,
-        "[data] problems: none of 1 is left (1 in a benchmark). Name other files.",
+        "[data] problems: none of 1 is left (1 in own). Name other files.",
     )
 
 

@@ -34,6 +34,7 @@ from algorist.toy import base, teacher, words, world
 
 ROOT = Path(__file__).parents[1]
 NAME = "tiny"
+STOP = threading.Event()  # what a server in this process is stopped with
 QUESTION = "Ann starts with 5 in May. Ann wins 3 in June. How many points does Ann have?"
 CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12, "seed": 4}
 
@@ -43,7 +44,7 @@ def listening(model: Model, name: str) -> Iterator[httpx.Client]:
     """A client of a server that answers for `model` on a free port."""
     import uvicorn
 
-    made = app(model, name, closing=lambda: server.should_exit)
+    made = app(model, name, closing=STOP.is_set)
     server = uvicorn.Server(uvicorn.Config(made, log_level="warning", lifespan="on"))
     with socket.create_server(("127.0.0.1", 0), backlog=128) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -373,39 +374,34 @@ def test_the_teacher_of_a_recipe_may_be_asked_through_a_port(scripted: httpx.Cli
     assert found[0] == found[1] and len(set(found[0])) == 36
 
 
-def started(*words: str) -> tuple[subprocess.Popen[str], str]:
-    """A server in a process of its own, and its address up to and including /v1."""
-    code = "import sys; from algorist.serving.app import serve; serve(sys.argv[1], port=0, name='tiny')"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_server_with_one_line(number: signal.Signals) -> None:
+    code = "from algorist.serving.app import serve; serve('toy', port=0)"
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     )
     assert process.stdout is not None
     first = process.stdout.readline()
-    assert first.startswith("Serving tiny at http://127.0.0.1:"), process.communicate()
-    return process, first.split()[3].rstrip(".")
+    assert first.startswith("Serving toy-teacher at http://127.0.0.1:"), process.communicate()
+    assert httpx.get(f"{first.split()[3].rstrip('.')}/models", timeout=60).status_code == 200
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (out, err, process.returncode) == ("Stopped serving toy-teacher.\n", "", 0)
 
 
-def test_ctrl_c_stops_the_server_with_one_line() -> None:
-    process, url = started("toy")
-    assert httpx.get(f"{url}/models").status_code == 200
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (out, err, process.returncode) == ("Stopped serving tiny.\n", "", 0)
-
-
-def test_sigterm_tells_whoever_still_waits(folder: Path) -> None:
-    process, url = started(str(folder))
-    with ThreadPoolExecutor(1) as threads:
-        body = {**CHAT, "n": 1000, "max_tokens": 128}
-        waiting = threads.submit(httpx.post, f"{url}/chat/completions", json=body, timeout=60)
-        while not httpx.get(url.replace("/v1", "/health")).json()["running"]:
+def test_a_server_that_stops_tells_whoever_waits(model: PolicyModel) -> None:
+    """The call under way is given up, and what waits behind it is not begun."""
+    with listening(model, NAME) as client, ThreadPoolExecutor(2) as threads:
+        long = {**CHAT, "n": 1000, "max_tokens": 128}
+        waiting = [threads.submit(client.post, "/v1/chat/completions", json=long) for _ in range(2)]
+        while not client.get("/health").json()["running"]:
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        answer = waiting.result()
-    out, err = process.communicate(timeout=30)
-    assert answer.status_code == 503 and answer.json()["error"]["message"] == "The server is shutting down."
-    assert (out, err, process.returncode) == ("Stopped serving tiny.\n", "", 0)
+        STOP.set()
+        answers = [one.result() for one in waiting]
+        STOP.clear()
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert answers[0].json()["error"]["message"] == "The server is shutting down."
 
 
 def test_a_port_that_is_taken() -> None:

@@ -95,7 +95,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Defect:
-    """A row of a source that did not become a problem or a rollout, and why."""
+    """What is wrong with a row: why it became no problem or rollout, or, after "noted: ", what it has all the same."""
 
     source: str
     row: int  # counted from 0

@@ -114,9 +114,11 @@ def write_shard(
     """
     path = folder / f"{index:05d}.parquet"
     said = schema(kind)
-    columns = [
-        pa.array([_stored(getattr(record, field.name)) for record in records], type=field.type) for field in said
-    ]
+    columns = []
+    for column in said:
+        values = [getattr(record, column.name) for record in records]
+        nested = pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)
+        columns.append(pa.array(map(_tables, values) if nested else values, type=column.type))
     table = pa.Table.from_arrays(columns, schema=said)
     facts = Facts(table.num_rows, _content(table), made_from, dict(dropped or {}))
     table = table.replace_schema_metadata({_FACTS: json.dumps(asdict(facts)).encode()})
@@ -250,11 +252,9 @@ def _content(table: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _stored(value: Any) -> Any:
-    """A field's value as Arrow takes it: records inside of records become tables."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return [_stored(item) for item in value] if isinstance(value, tuple) and value and is_dataclass(value[0]) else value
+def _tables(value: Any) -> Any:
+    """Records inside of a record as Arrow takes them: tables."""
+    return None if value is None else [asdict(item) for item in value]
 
 
 def _builder(hint: Any) -> Callable[[Any], Any] | None:

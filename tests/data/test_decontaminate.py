@@ -101,7 +101,7 @@ def test_data_without_a_report_is_refused(tmp_path):
 
 def test_a_broken_report_is_no_report(tmp_path):
     (tmp_path / "decontamination.json").write_text(json.dumps({"ngram": 13}))
-    with pytest.raises(RecordError, match=r"not a decontamination report .* Delete it and gather again\."):
+    with pytest.raises(RecordError, match=r"not a decontamination report .* Delete the folder and run again\."):
         require_report(tmp_path, BENCHMARKS)
 
 

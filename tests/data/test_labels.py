@@ -68,7 +68,7 @@ def written(folder: Path, *parts: list[Problem]) -> list[Path]:
     return [store.write_shard(folder / "problems", place, Problem, part) for place, part in enumerate(parts)]
 
 
-# ---------------------------------------------------------------------------------------------------- what a source says
+# --------------------------------------------------------------------------------------------------- what a source says
 
 
 @pytest.mark.parametrize(

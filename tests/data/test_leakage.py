@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from algorist.data.curate import Dpo
 from algorist.data.leakage import PROPERTIES, Reading
 from algorist.errors import RunError
 from algorist.records import Problem
+from algorist.verify.extract import extract
 from curation import Told, draw, problem, told, write_run
 
 NAMES = [name for group in PROPERTIES.values() for name in group]
@@ -191,3 +193,42 @@ def test_every_group_has_a_knob_and_hostile_text_takes_linear_time() -> None:
     ]
     for text in itertools.chain(hostile, (text[::-1] for text in hostile)):
         assert len(leakage.form(text, 1, False)) == len(NAMES)
+
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "rollouts_real.jsonl"
+OFF = Dpo(
+    levels=(), max_length_ratio=100.0, per_problem=4, truncated=True, answered=False, same_sampler=False,
+    balance_lengths=False, max_pass_rate=1.0,
+)  # fmt: skip
+MIXED = Dpo(levels=(), same_sampler=False, max_pass_rate=1.0)
+MODELS = {
+    "GSM8K": ("openai-gpt3-",),
+    "MATH-500": ("Qwen/Qwen2.5-14B-Instruct", "Qwen/Qwen2.5-Math-7B", "NovaSky/Sky-T1-math-correct-5K-27B"),
+}
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real rollouts")
+@pytest.mark.parametrize(
+    ("data", "rules", "refused"),
+    [("MATH-500", OFF, "format"), ("MATH-500", MIXED, ""), ("GSM8K", OFF, "style"), ("GSM8K", MIXED, "style")],
+)
+def test_of_real_rollouts_the_leaky_sets_are_refused(tmp_path: Path, data: str, rules: Dpo, refused: str) -> None:
+    """The figures of docs/sets.md; run with -s to see them."""
+    problems, found = {}, []
+    for line in REAL.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["model"].startswith(MODELS[data]) and row["question"].strip():
+            each = problems.setdefault(row["problem_id"], Problem.of(row["question"], row["gold"]))
+            text, opened = row["completion"], "<|begin_of_thought|>" in row["completion"]
+            more = {"finish": "length" if opened and "<|end_of_thought|>" not in text else "stop"}
+            more |= {"extracted": extract(text).answer, "sampler": row["model"], "tokens": len(text) // 4}
+            found.append(told(each, bool(row["correct"]), text, len(found), **more))
+    write_run(tmp_path, list({each.id: each for each in problems.values()}.values()), found)
+    try:
+        draw(tmp_path, "dpo", rules)
+        assert not refused
+    except RunError as error:
+        assert refused and f"{refused} alone tells" in str(error)
+    told_by = {group: one.auc for (group, name), one in readings(tmp_path).items() if name == leakage.TOGETHER}
+    count = store.read_json(tmp_path / "sets" / "dpo" / "leakage.json")["pairs"]
+    print(data, count, {group: round(auc, 2) for group, auc in told_by.items()})

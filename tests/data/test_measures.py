@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from algorist import store
-from algorist.data import decontaminate, measures, repetition
+from algorist.data import clean, measures, repetition
 from algorist.errors import RecipeError, RecordError
 from algorist.model.chat import Chat
 from algorist.records import Measure, Problem, Rollout
@@ -31,10 +31,10 @@ def shards(folder: Path, texts: list[str]) -> tuple[Path, Path, list[Rollout]]:
     return paths[1], paths[0], rollouts
 
 
-def measured(folder: Path, texts: list[str], tokenizer: str = "toy", index: object = None) -> list[Measure]:
+def measured(folder: Path, texts: list[str], tokenizer: str = "toy", asked: clean.Asked | None = None) -> list[Measure]:
     rollouts, problems, _ = shards(folder, texts)
     out = folder / "measures" / "00003.parquet"
-    measures.measure(rollouts, problems, out, tokenizer, index, SETTINGS, "made from")
+    measures.measure(rollouts, problems, out, tokenizer, asked, SETTINGS, "made from")
     assert store.facts(out).made_from == "made from"
     return store.read_shard(out, Measure)
 
@@ -74,17 +74,16 @@ def test_a_model_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
         measured(tmp_path, ["7"], tokenizer=str(tmp_path))
 
 
-@pytest.mark.skipif(not hasattr(decontaminate, "quotes"), reason="decontamination of responses is not here yet")
-def test_quotations_of_a_benchmark_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-
-    def quotes(index: object, texts: list[str]) -> list[str]:
-        asked.append(index)
-        return ["aime24" if "Aya" in text else "" for text in texts]
-
-    monkeypatch.setattr(decontaminate, "quotes", quotes)
-    found = measured(tmp_path, ["Every morning Aya walks", "so 7"], index="the index")
-    assert [one.leak for one in found] == ["aime24", ""] and asked == ["the index"]
+def test_quotations_of_a_benchmark_are_named(tmp_path: Path) -> None:
+    said = "Every morning Aya goes for a long walk and stops at a coffee shop afterwards for a while"
+    for name, statement in (("walks", said), ("toads", "A toad jumps twice")):
+        store.write(tmp_path / "benchmarks" / name, Problem, [Problem.of(statement, "7")])
+        store.write(tmp_path / "benchmarks" / name / "unscored", Problem, [])
+    asked = clean.Asked.of(tmp_path, ("toads", "walks"), 13, 0.75)
+    found = measured(
+        tmp_path, [f"<think>{said.upper()}, and so", "Aya goes for a walk. A toad jumps twice."], asked=asked
+    )
+    assert [one.leak for one in found] == ["walks", ""]
 
 
 def stories(count: int) -> list[str]:

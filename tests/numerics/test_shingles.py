@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import shingles as slow
 
 from algorist.numerics import overlap, runs, shingles, words
+from oracles import overlap as slow_overlap
+from oracles import runs as slow_runs
+from oracles import shingles as slow
+from oracles import words as slow_words
 
+TEX = r"""\frac \dfrac \left( \right) \pi \text{ $ $$ \[ \] \\ \, \! \; { } \times \le \begin{array}{cl} \end{array} \begin{"""
+SIGNS = "x² x₁ 10²³ naïve É ﬁ ½ 日本語 Ω π ≤ × − + - 3.5 1,000 the of x y 12 _ ^ \u00ad e\u0301 𝑥 😀 \ud800"
 SOME = st.one_of(
-    st.sampled_from(
-        r"\frac \dfrac \left( \right) \pi \text{ $ $$ \[ \] \\ \, \! \; { } \times \le \begin{array}{cl} \end{array} "
-        "x² x₁ 10²³ naïve É ﬁ ½ 日本語 Ω π ≤ × − + - 3.5 1,000 the of x y 12 \t \n _ ^ \u00ad e\u0301 𝑥 😀 \ud800".split(" ")
-    ),
+    st.sampled_from([*TEX.split(), *SIGNS.split(), " ", "\t", "\n"]),
     st.text(string.ascii_letters + string.digits + " $\\{}+-^_.,", max_size=6),
     st.text(max_size=3),
 )
@@ -22,7 +24,7 @@ SOME = st.one_of(
 @settings(max_examples=300, deadline=None)
 def test_words_against_the_oracle(parts, operators):
     text = "".join(parts).encode("utf-8", "replace").decode()
-    assert words.spell(text, operators) == slow.words(text, operators)
+    assert words.spell(text, operators) == slow_words.spell(text, operators)
 
 
 @given(st.lists(st.lists(SOME, max_size=8).map(" ".join), max_size=6))
@@ -70,6 +72,19 @@ def test_the_numbers_of_a_text_are_one_hash_whatever_their_order():
     assert one == other and one != third and none == 0
 
 
+@given(st.lists(SOME, max_size=6).map(" ".join), st.lists(SOME, max_size=6).map(" ".join))
+@settings(max_examples=100, deadline=None)
+def test_numbers_agree_as_the_oracle_says(one, other):
+    _, numbers = words.symbols([one, other])
+    _, (left, right) = slow_words.symbols([one.encode("utf-8", "replace").decode() for one in (one, other)])
+    assert (numbers[0] == numbers[1]) == (left == right)
+
+
+def test_mix_is_splitmix():
+    for value in (0, 1, 2**63, 2**64 - 1):
+        assert int(shingles.mix(np.uint64(value))) == slow.mix(value)
+
+
 def test_an_open_environment_swallows_nothing():
     assert words.spell(r"\begin{array the rest stays") == ["the", "rest", "stays"]
 
@@ -104,7 +119,7 @@ def test_a_gram_knows_the_order_of_its_numbers_and_zero_from_nothing():
 @settings(max_examples=150, deadline=None)
 def test_no_shared_run_is_missed_and_none_made_up(sought, rows, length):
     index = runs.sought(shingles.rows(sought, np.uint64), length)
-    expected = slow.shared(sought, rows, length)
+    expected = slow_runs.shared((sought, length), rows)
     found = runs.shared(index, shingles.rows(rows)).tolist()
     assert sorted(found) == sorted(expected)
     firsts = runs.shared(index, shingles.rows(rows), first=True).tolist()
@@ -126,13 +141,7 @@ def test_runs_over_a_large_index_of_large_numbers():
 @given(ROWS, ROWS, st.sampled_from([0.3, 0.5, 1.0]), st.integers(1, 5))
 @settings(max_examples=80, deadline=None)
 def test_overlaps_against_sets(known, rows, near, least):
-    expected = []
-    for r, row in enumerate(rows):
-        for k, other in enumerate(known):
-            one, two = set(row), set(other)
-            both = len(one & two)
-            if both and (both >= near * len(one | two) or (len(two) >= least and both >= near * len(two))):
-                expected.append([r, k, both])
+    expected = slow_overlap.overlaps(slow_overlap.postings(known), rows, near, least)
     index = overlap.postings(shingles.rows([sorted(set(row)) for row in known], np.uint64))
     found = overlap.overlaps(index, shingles.rows([sorted(set(row)) for row in rows], np.uint64), near, least)
     assert found.tolist() == expected

@@ -61,7 +61,7 @@ def read_report(folder: Path) -> Report:
     try:
         return Report(**{**raw, "hits": tuple(Hit(**hit) for hit in raw["hits"])})
     except (TypeError, KeyError) as error:
-        raise RecordError(f"{path}: not a decontamination report ({error}). Delete it and gather again.") from None
+        raise RecordError(f"{path}: not a decontamination report ({error}). Delete the folder and run again.") from None
 
 
 def require_report(folder: Path, benchmarks: Mapping[str, Sequence[Problem]]) -> Report:

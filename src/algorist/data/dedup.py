@@ -132,7 +132,7 @@ def sketch(shard: Path, scratch: Path, near: float) -> Path:
         ids = np.array([int(one, 16) for one in table["id"].to_pylist()], np.uint64)
     except (ValueError, OverflowError):
         raise RecordError(
-            f"{shard}: holds ids that are no content hashes. Delete the folder to make it again."
+            f"{shard}: holds ids that are no content hashes. Delete the task's folder to make it again."
         ) from None
     arrays: dict[str, Numbers] = {"ids": ids, "answers": _hashes(table["answer"].to_pylist())}
     if near:

@@ -177,7 +177,7 @@ def _step_rows(step: Step) -> list[tuple[str, ...]]:
 
 
 def _agreement_row(row: Agreement) -> tuple[str, ...]:
-    name = row.source if len(row.source) <= SOURCE_WIDTH else row.source[: SOURCE_WIDTH - 1] + "…"
+    name = row.source if len(row.source) <= SOURCE_WIDTH else "…" + row.source[1 - SOURCE_WIDTH :]  # a path ends apart
     seen = row.labelled - row.unjudged
     share = f"{100 * row.agree / seen:.1f} %" if seen else "–"
     counts = (f"{count:,}" for count in (row.right_here, row.wrong_here, row.unjudged))

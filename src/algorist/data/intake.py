@@ -23,7 +23,7 @@ from algorist import store
 from algorist.data import traces
 from algorist.records import Defect, Problem, Rollout, content_id
 
-SHARD_ROWS = 10_000  # problems, or defects
+SHARD_ROWS = 1_000  # problems, or defects: eight chains of ten thousand tokens to each are some 300 MB
 SHARD_TEXT = 128 << 20  # characters of traces with which a shard of problems is closed early
 WAITING_TEXT = 32 << 20  # characters of traces that are held before they wait on disk
 TEXT = 200  # characters of a row that a defect shows

@@ -12,7 +12,6 @@ others. Intervals are 95 %, over problems: Wilson's with the effective number of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,8 +63,19 @@ KNOBS = {
     "format": "truncated = false and answered = true",
     "style": "same_sampler = true and repetitive = false",
 }
-_HESITATION = re.compile(
-    r"\b(?:wait|hmm+|however|alternatively|actually|maybe|perhaps|hold on|let me (?:check|re|double)|not sure)", re.I
+_AGAIN = ("let me check", "let me re", "let me double")
+# Counted as they stand, inside of longer words too: ten times as fast as looking for borders of words.
+_HESITATIONS = (
+    "wait",
+    "hmm",
+    "however",
+    "alternatively",
+    "actually",
+    "maybe",
+    "perhaps",
+    "hold on",
+    "not sure",
+    *_AGAIN,
 )
 _SENTENCE_ENDS = (".", "!", "?", "。", "$.", "**")
 
@@ -108,7 +118,7 @@ def form(text: str, tokens: int, ended: bool) -> list[float]:
         # First bytes of Cyrillic, Arabic and Indic letters, kana, Chinese and Hangul; Greek and signs are mathematics.
         (counts[0xD0:0xE2].sum() + counts[0xE3:0xEE].sum()) / size,
         letters / words,
-        len(_HESITATION.findall(text)) / words,
+        sum(map(text.lower().count, _HESITATIONS)) / words,
         (text.count("**") + text.count("\n#")) / words,
     ]
 

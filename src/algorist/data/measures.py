@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from algorist import store
 from algorist.data import repetition
 from algorist.errors import RecordError
 from algorist.records import Measure, Problem, Rollout
+
+if TYPE_CHECKING:
+    from algorist.data.clean import Asked
 
 TOY = "toy"  # the tokenizer of the toy world
 _TOGETHER = 64  # texts that are tokenised in one call
@@ -31,7 +34,7 @@ def measure(
     problems: Path,
     out: Path,
     tokenizer: str,
-    index: Any,
+    asked: Asked | None,
     settings: repetition.Settings,
     made_from: str,
 ) -> None:
@@ -42,7 +45,7 @@ def measure(
         problems   the shard of the problems that they respond to
         out        the shard to be written, of Measure records
         tokenizer  of the model to be trained: a folder, a hub name, or "toy"
-        index      of the benchmarks' words, as data/decontaminate.py makes it; None: no leak is looked for
+        asked      the benchmarks of the run, that a response may quote; None: no leak is looked for
         settings   when a text loops, repeats itself or mixes languages
         made_from  for the footer of the shard
 
@@ -52,7 +55,7 @@ def measure(
     found = store.read_shard(rollouts, Rollout)
     texts = [rollout.text for rollout in found]
     ids = response_ids(load(tokenizer), texts)
-    leaks = _leaks(index, texts)
+    leaks = _leaks(asked, texts)
     records = []
     for rollout, tokens, leak in zip(found, ids, leaks, strict=True):
         if rollout.problem_id not in statements:
@@ -98,10 +101,10 @@ def load(source: str) -> Any:
     return load_tokenizer(source)
 
 
-def _leaks(index: Any, texts: Sequence[str]) -> list[str]:
+def _leaks(asked: Asked | None, texts: Sequence[str]) -> list[str]:
     """The benchmark that each text quotes, "" where it quotes none."""
-    if index is None:
+    if asked is None:
         return [""] * len(texts)
-    from algorist.data.decontaminate import quotes
+    from algorist.data.leaks import quotes
 
-    return list(quotes(index.index(), texts))
+    return quotes(asked.index(), texts)

@@ -138,7 +138,7 @@ def read_questions(folder: Path, names: Sequence[str]) -> dict[str, list[Problem
 def write_sources(folder: Path, settings: Settings, toy: world.Settings, seed: int, pool: Pool) -> list[Count]:
     """Read every source into the data sets `<folder>/problems`, `/traces` and `/defects`; what became of each.
 
-    Shards follow the sources in order, hold at most 10,000 problems and never mix two sources; shard k of the traces
+    Shards follow the sources in order, hold at most 1,000 problems and never mix two sources; shard k of the traces
     belongs to shard k of the problems (intake.py). `<folder>/sources.json` keeps the counts.
 
     Raises RecipeError for sources that are not there, columns that are in none of them, or where nothing is left;

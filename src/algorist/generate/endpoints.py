@@ -137,31 +137,39 @@ class Lines:
     """
 
     def __init__(self, endpoint: Endpoint, secret: str, timeout: float) -> None:
-        self._endpoint, self._headers = endpoint, server.authorisation(secret)
-        self._times = httpx.Timeout(timeout, connect=min(timeout, _CONNECT))
-        self._verify = httpx.create_ssl_context() if endpoint.url.startswith("https") else False
-        self._free: list[httpx.AsyncClient] = []
+        own = endpoint.transport
+        self._url = "http://in.process" if own else endpoint.url.rstrip("/")
+        self._headers = {"Accept": "application/json", "User-Agent": "algorist", **server.authorisation(secret)}
+        times = httpx.Timeout(timeout, connect=min(timeout, _CONNECT))
+        self._extensions = {"timeout": times.as_dict()}
+        self._verify = httpx.create_ssl_context(verify=self._url.startswith("https"))
+        self._proxy = None if own else _proxy(httpx.URL(self._url))
+        self._free: list[httpx.AsyncBaseTransport] = []
+        self._own = own
 
     async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """One request, its response read to the end. Raises httpx.RequestError."""
-        client = self._free.pop() if self._free else self._open()
+        request = httpx.Request(method, self._url + path, headers=self._headers, json=body, extensions=self._extensions)
+        line = self._own or (self._free.pop() if self._free else self._open())
         try:
-            return await client.request(method, path, json=body)
+            response = await line.handle_async_request(request)
+            response.request = request  # it is named in what reading may raise
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+            return response
         finally:
-            self._free.append(client)
+            if self._own is None:
+                self._free.append(line)
 
     async def close(self) -> None:
         """Close all connections; no request may be under way."""
         while self._free:
             await self._free.pop().aclose()
 
-    def _open(self) -> httpx.AsyncClient:
-        transport, base = self._endpoint.transport, "http://in.process"
-        if transport is None:
-            base = self._endpoint.url
-            proxy = _proxy(httpx.URL(base))
-            transport = httpx.AsyncHTTPTransport(verify=self._verify, proxy=proxy, socket_options=_KEEPALIVE)
-        return httpx.AsyncClient(base_url=base, timeout=self._times, headers=self._headers, transport=transport)
+    def _open(self) -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(verify=self._verify, proxy=self._proxy, socket_options=_KEEPALIVE)
 
 
 def _proxy(url: httpx.URL) -> str | None:

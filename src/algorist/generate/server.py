@@ -122,8 +122,8 @@ def outcome(
 def failure(error: Exception) -> Trouble:
     """What an error of the connection means, in the words of what is behind it."""
     cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    while behind := cause.__cause__ or cause.__context__:
+        cause = behind
     text = _short(str(cause) or str(error))
     return Trouble(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 

@@ -55,7 +55,12 @@ def grams(of: Rows, length: int) -> Rows:
 
 
 def sets(of: Rows, length: int) -> Rows:
-    """The different n-grams of each row in rising order: what Jaccard's similarity is taken over."""
+    """The different n-grams of each row in rising order: what Jaccard's similarity is taken over.
+
+    >>> found = sets(rows([[1, 2, 1, 2, 3], [7]]), 2)       # 12, 21 and 23; 7 alone
+    >>> [len(found[0]), len(found[1])]
+    [3, 1]
+    """
     found = grams(of, length)
     sizes = _sets(found.values, found.starts)
     starts = np.zeros_like(found.starts)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from algorist.toy import teacher, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<unk>")
 TEMPLATE = (
@@ -22,6 +25,8 @@ _PIECE = rf" ?{_CORE}(?: (?=[0-9]))?|[0-9]{{1,2}}"
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer that knows every word of this world."""
+    from transformers import PreTrainedTokenizerFast  # looks for torch, and does without
+
     texts = [text for text, _ in world.CLAUSES.values()]
     texts += [world.QUESTION, *teacher.PHRASES.values(), "<think> </think> + - * / = . , : so in", "{", "}"]
     texts += [" ".join(world.NAMES), " ".join(world.MONTHS)]
