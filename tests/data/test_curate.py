@@ -129,6 +129,17 @@ def test_where_no_level_is_known_the_pass_rate_says_what_is_hard(tmp_path: Path)
         assert {one.problem_id for one in draw(tmp_path, "sft", rules)} == expected
 
 
+def test_what_the_teacher_fails_is_drawn_more_often(tmp_path: Path) -> None:
+    problems = [problem(number) for number in range(400)]
+    found = [told(each, True) for each in problems]
+    found += [told(each, False, f"{i}", i + 1) for each in problems[::2] for i in range(9)]
+    write_run(tmp_path, problems, found)
+    kept = draw(tmp_path, "sft", Sft(size=60, hardness=9.0))  # weights 9.1 and 1
+    assert len(kept) == 60 and 0.78 < sum(one.pass_rate == 0.1 for one in kept) / 60 < 1
+    even = draw(tmp_path, "sft", Sft(size=60, hardness=0.0))
+    assert 0.3 < sum(one.pass_rate == 0.1 for one in even) / 60 < 0.7
+
+
 def test_stage_2_is_drawn_from_what_stage_1_has_and_repeats_nothing(tmp_path: Path) -> None:
     problems, found = world(120)
     write_run(tmp_path, problems, found, shards=2)
@@ -237,6 +248,14 @@ def test_a_set_is_made_again_only_where_something_changed(tmp_path: Path) -> Non
     store.finish(tmp_path / "verdicts", Verdict)
     changed = {path.name: path.stat().st_mtime_ns for path in _shards(tmp_path, draw(tmp_path, "midtrain"))}
     assert [name for name in first if first[name] != changed[name]] == ["00001.parquet"]
+
+
+def test_a_text_that_changed_makes_its_shard_again(tmp_path: Path) -> None:
+    write_run(tmp_path, [EASY, HARD], [told(HARD, True, "old")])
+    draw(tmp_path, "midtrain")
+    write_run(tmp_path, [EASY, HARD], [told(HARD, True, "new")])  # with the id of the old one
+    (one,) = draw(tmp_path, "midtrain")
+    assert one.messages[1].content == "new"
 
 
 def test_worker_processes_choose_the_same(tmp_path: Path) -> None:

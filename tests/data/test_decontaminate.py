@@ -1,18 +1,31 @@
 import json
+import pickle
 import random
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from algorist.data.decontaminate import (
+    Index,
     benchmark_id,
     decontaminate,
+    hits,
+    quotes,
     read_report,
     require_report,
+    rollout_hits,
     write_report,
 )
+from algorist.data.leaks import FUZZY, token_quotes, tokens_sought
 from algorist.errors import RecordError, RunError
-from algorist.records import Problem
+from algorist.records import Problem, Rollout
+from oracles.shingles import jaccard
+from oracles.words import spell
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+WORDS = [f"{head}{tail}" for head in ("ba", "ke", "li", "mo", "nu", "pra", "sti", "tre") for tail in "abcdefghij"]
 
 LONG = "A train leaves the station at noon and travels north at sixty miles per hour for three hours."
 BENCHMARKS = {"trains": [Problem.of(LONG, "180")], "sums": [Problem.of("What is $5 - 3$?", "2")]}
@@ -48,6 +61,7 @@ def test_the_report_names_benchmarks_and_hits():
         BENCHMARKS["trains"][0].id,
     )
     assert found.words == LONG.lower().rstrip(".")
+    assert (found.test, found.score, found.rollout_id) == ("words", 18, "")
 
 
 def test_against_an_obvious_double_loop():
@@ -64,7 +78,7 @@ def test_against_an_obvious_double_loop():
                 shared = any(one[at : at + n] in runs for at in range(len(one) - n + 1))
                 if shared or (one == other and len(one) < n):
                     expected.add((problem.id, question.id))
-        clean, report = decontaminate(problems, {"b": questions}, n)
+        clean, report = decontaminate(problems, {"b": questions}, n, fuzzy=0)
         assert {(hit.problem_id, hit.benchmark_problem_id) for hit in report.hits} == expected
         assert clean == [problem for problem in problems if problem.id not in {one for one, _ in expected}]
         assert expected
@@ -113,3 +127,138 @@ def test_fifteen_thousand_problems_take_seconds():
     clean, _ = decontaminate(problems, {"b": problems[:3000]})
     assert time.perf_counter() - start < 10  # 1 s when nothing else runs
     assert len(clean) == 12_000
+
+
+def disguised(draw: random.Random, text: str) -> str:
+    """The same words in other case, with other white space, marks and type around them."""
+    words = [draw.choice((str.upper, str.lower, str.title, str))(word) for word in text.split()]
+    words = [
+        draw.choice(("{}", "${}$", "\\text{{{}}}", "**{}**", "{},", "\\left( {} \\right)")).format(word)
+        for word in words
+    ]
+    return "".join(word + draw.choice((" ", "  ", "\n", "\t", " \\, ", " $ ")) for word in words)
+
+
+def test_no_verbatim_leak_is_missed_whatever_its_dress():
+    draw = random.Random(11)
+    questions = [Problem.of(" ".join(draw.choices(WORDS, k=draw.randint(13, 80))), "1") for _ in range(300)]
+    index = Index.of({"b": questions}, fuzzy=0)
+    problems = []
+    for question in questions:
+        words = question.statement.split()
+        start = draw.randint(0, len(words) - 13)
+        part = " ".join(words[start : start + draw.randint(13, len(words))])
+        around = [" ".join(draw.choices(WORDS, k=draw.randint(0, 60))) for _ in range(2)]
+        problems.append(Problem.of(f"{around[0]} {disguised(draw, part)} {around[1]}", "1"))
+    found = {(hit.problem_id, hit.benchmark_problem_id) for hit in hits(index, problems)}
+    assert found == {(problem.id, question.id) for problem, question in zip(problems, questions, strict=True)}
+    assert quotes(index, [problem.statement for problem in problems]) == ["b"] * len(problems)
+    strangers = [Problem.of(" ".join(draw.choices(WORDS, k=200)), "1") for _ in range(500)]
+    assert not hits(index, strangers) and set(quotes(index, [one.statement for one in strangers])) == {""}
+
+
+def paraphrased(draw: random.Random, text: str, edits: int) -> str:
+    words = text.split()
+    for _ in range(edits):
+        at = draw.randrange(len(words))
+        match draw.randint(0, 2):
+            case 0:
+                words[at] = draw.choice(WORDS)
+            case 1 if len(words) > 3:
+                del words[at]
+            case _:
+                words.insert(at, draw.choice(WORDS))
+    return " ".join(words)
+
+
+def test_light_paraphrases_are_found_by_the_second_test():
+    draw = random.Random(12)
+    questions = [Problem.of(" ".join(draw.choices(WORDS, k=draw.randint(14, 60))), "1") for _ in range(600)]
+    planted = []
+    for question in questions:
+        copy = paraphrased(draw, question.statement, draw.randint(1, 3))
+        if 0.78 <= jaccard(spell(question.statement, True), spell(copy, True), 3) <= 0.9:
+            planted.append((Problem.of(copy, "1"), question))
+    assert len(planted) > 200
+    index = Index.of({"b": questions}, ngram=1000)  # the first test cannot help
+    strangers = [Problem.of(" ".join(draw.choices(WORDS, k=40)), "1") for _ in range(500)]
+    found = hits(index, [problem for problem, _ in planted] + strangers)
+    met = {(hit.problem_id, hit.benchmark_problem_id) for hit in found}
+    assert {hit.test for hit in found} == {"fuzzy"} and all(hit.score >= FUZZY for hit in found)
+    assert met == {(problem.id, question.id) for problem, question in planted}  # recall and precision are 1
+    assert not hits(Index.of({"b": questions}, ngram=1000, fuzzy=0), [problem for problem, _ in planted])
+
+
+def test_below_the_limit_the_numbers_decide():
+    asked = "How many integers are in the solution set of $|x-2|\\leq5.6$ ?"
+    index = Index.of({"b": [Problem.of(asked, "11")]}, ngram=20)
+    said = [
+        "How many integers are there in the solution set of $|x-2| \\leq 5.6$?",
+        "How many integers are there in the solution set of $|x-3| \\leq 5.6$?",
+    ]
+    (found,) = hits(index, [Problem.of(text, "11") for text in said])
+    assert found.problem_id == Problem.of(said[0], "").id and found.test == "fuzzy" and found.score == 0.6875
+    assert found.words.startswith("how many integers are there in the solution set of x 2 5 6")
+
+
+def test_a_paraphrase_inside_a_longer_problem():
+    asked = "A train leaves the station at noon and travels 60 miles north, then 80 miles east. How far away is it?"
+    inside = asked.replace("leaves", "departs from").replace("travels", "goes").replace("away is it", "is it now")
+    index = Index.of({"b": [Problem.of(asked, "100")]}, ngram=13)
+    story = "This is about trains and other machines. Read with care and give your answer in miles, if you can. "
+    (found,) = hits(index, [Problem.of(story + inside + " Explain each step that you take on the way there.", "100")])
+    assert found.test == "fuzzy" and 0.6 <= found.score < 1
+    assert not hits(index, [Problem.of(story + inside.replace("60", "61") + " Explain each step.", "100")])
+
+
+def test_short_benchmarks_meet_short_problems_with_their_operators_only():
+    index = Index.of(BENCHMARKS)
+    (found,) = hits(index, [Problem.of("what is 5-3", "2"), Problem.of("What is $5 + 3$?", "8")])
+    assert (found.test, found.words, found.score) == ("short", "what is 5 - 3", 5)
+    assert quotes(index, ["We are asked: What is $5 - 3$? It is 2.", ""]) == ["", ""]
+
+
+def test_rollouts_are_reported_with_their_ids():
+    index = Index.of(BENCHMARKS)
+    rollouts = [Rollout.of("p", text, "m", index=at) for at, text in enumerate(["No.", "Okay: " + LONG + " So 180."])]
+    (found,) = rollout_hits(index, rollouts)
+    assert (found.problem_id, found.rollout_id, found.benchmark, found.test) == ("p", rollouts[1].id, "trains", "words")
+    assert found.words == LONG.lower().rstrip(".")
+
+
+def test_token_ids_are_searched_like_words():
+    draw = np.random.default_rng(1)
+    asked = [draw.integers(0, 200_000, 60) for _ in range(300)]
+    names = [Problem.of(f"question {at}", "1") for at in range(300)]
+    index = Index.of({"one": names[:100], "two": names[100:]})
+    statements = tokens_sought(index, asked, 13)
+    rollouts = [draw.integers(0, 200_000, 5_000).astype(np.int32) for _ in range(90)]
+    for at in range(0, 90, 3):
+        rollouts[at][50 * at : 50 * at + 13] = asked[3 * at][at % 47 : at % 47 + 13]
+        rollouts[at + 1][50 * at : 50 * at + 12] = asked[3 * at][at % 47 : at % 47 + 12]
+    expected = [("one" if 3 * at < 100 else "two") if at % 3 == 0 else "" for at in range(90)]
+    assert token_quotes(index, statements, rollouts) == expected
+
+
+def test_an_index_is_small_and_travels():
+    index = Index.of({"b": [Problem.of(f"{LONG} {at}", "1") for at in range(100)]})
+    sent = pickle.dumps(index)
+    assert len(sent) < 400_000
+    assert quotes(pickle.loads(sent), [LONG]) == ["b"]
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the real data is not here")
+def test_on_real_sets():
+    """All 20 hits of the second test were read: the first is a leak, the others ask something else."""
+
+    def read(name: str) -> list[Problem]:
+        with open(DATA / f"{name}.jsonl", encoding="utf-8") as lines:
+            return [Problem.of(row["question"], row["answer"]) for row in map(json.loads, lines)]
+
+    found = hits(Index.of({"math500": read("math500")}), read("math_train"))
+    words = {hit.problem_id for hit in found if hit.test == "words"}
+    fuzzy = {hit.problem_id for hit in found if hit.test == "fuzzy"} - words
+    assert (len(words), len(fuzzy)) == (172, 16)
+    assert Problem.of("How many integers are there in the solution set of $|x-2| \\leq 5.6$?", "").id in fuzzy
+    found = hits(Index.of({"gsm8k_test": read("gsm8k_test")}), read("gsm8k_train"))
+    assert [hit.test for hit in found] == ["words"] * 4

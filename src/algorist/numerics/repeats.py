@@ -60,7 +60,8 @@ def times_before(hashes: NDArray[np.uint64], ngram: int) -> NDArray[np.int32]:
     >>> times_before(np.array([7, 8, 7, 8, 7], np.uint64), 2).tolist()
     [0, 0, 0, 1, 1]
     """
-    return _times_before(hashes, ngram)
+    found: NDArray[np.int32] = _times_before(hashes, ngram)
+    return found
 
 
 def covered(times: NDArray[np.int32], ngram: int, least: int) -> NDArray[np.bool_]:
@@ -96,7 +97,7 @@ def stretches(hashes: NDArray[np.uint64], end: int) -> NDArray[np.int64]:
     >>> stretches(np.array([9, 7, 8, 7, 8, 7], np.uint64), 6).tolist()       # 7 8 7 8 7 has period 2
     [0, 1, 5, 3, 5, 5, 6]
     """
-    found = _z(hashes[:end][::-1])
+    found: NDArray[np.int64] = _z(hashes[:end][::-1])
     found += np.arange(end + 1)
     return found
 
