@@ -30,6 +30,10 @@ SECTIONS = {
         "verify/judge.py",
         "A second opinion on the teacher's rollouts; scores and rewards are the rules' alone.",
     ),
+    "repetition": (
+        "data/repetition.py",
+        "When a rollout loops, repeats itself or mixes languages ([measured](repetition.md)).",
+    ),
     "labels": (
         "data/labels.py",
         "A language model says of what domain and level a problem is; nobody is asked unless `url` is set.",

@@ -411,6 +411,11 @@ def test_a_port_that_is_taken() -> None:
             serve("toy", port=port)
 
 
+def test_a_precision_that_is_not_known() -> None:
+    with pytest.raises(RecipeError, match="serve: precision float8 is not known. Choose float32 or bfloat16."):
+        serve("toy", port=0, precision="float8")
+
+
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(RecipeError) as caught:

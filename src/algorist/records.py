@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 CARD = "checkpoint.json"  # the file of a saved policy that holds its Checkpoint
 LEVELS = ("elementary", "middle", "high school", "college", "graduate")
@@ -45,7 +46,7 @@ class Problem:
     licence: str = ""  # as the source states it
 
     @classmethod
-    def of(cls, statement: str, answer: str, **labels: str) -> Problem:
+    def of(cls, statement: str, answer: str, **labels: Any) -> Problem:
         """A problem whose id is computed from its statement."""
         return cls(content_id("problem", normalised(statement)), statement, answer, **labels)
 

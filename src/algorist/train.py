@@ -19,7 +19,7 @@ from algorist.model import checkpoints
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy
 from algorist.numerics.schedules import learning_rate
-from algorist.records import Checkpoint
+from algorist.records import CARD, Checkpoint
 from algorist.stage import Run
 
 
@@ -97,7 +97,7 @@ def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
     """The stage's checkpoint, with its parents; only then are the saves on the way deleted."""
     tokens, seconds = journal.totals(run.folder)
     parents = [store.manifest(run.data).id]
-    if (Path(run.parent) / checkpoints.CARD).exists():
+    if (Path(run.parent) / CARD).exists():
         parents.insert(0, checkpoints.card(Path(run.parent)).id)
     card = Checkpoint("", run.stage.name, num_steps, tuple(parents), tokens, seconds)
     card = checkpoints.save(run.folder / "checkpoint", policy, run.chat.tokenizer, card)

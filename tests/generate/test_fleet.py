@@ -22,6 +22,7 @@ from algorist.generate.answers import Answer, Ask, Refused, reading, writing
 from algorist.generate.endpoints import Endpoint
 from algorist.generate.fleet import Terms
 from algorist.generate.sampling import Sampling
+from algorist.generate.server import Trouble
 from serving import Said, crowded
 
 SAMPLING = Sampling(0.6, 0.95, 100)
@@ -189,6 +190,11 @@ def test_a_server_that_refuses_n_is_asked_one_by_one() -> None:
     assert got(found) == every(wanted) and sum(body["n"] > 1 for body in bodies) <= 2
 
 
+def test_a_server_that_gives_too_many_is_cut() -> None:
+    with crowded(collected(lambda body, _: well({**body, "n": body["n"] + 2}))[1]) as here:
+        assert got(list(fleet.ask(asks(3, 2), [Endpoint(here.url)], terms()))) == every(asks(3, 2))
+
+
 def test_what_was_paid_for_is_counted_once() -> None:
     with crowded(lambda _path, _headers, body: well(body)) as here:
         found = list(fleet.ask(asks(3, 4), [Endpoint(here.url)], terms()))
@@ -290,6 +296,39 @@ def test_a_crowded_server_gets_less_at_a_time() -> None:
     assert got(found) == every(wanted) and place.failed == state["sent away"] < 200
 
 
+def test_the_share_of_a_crowded_server_by_the_clock() -> None:
+    crowd, place = Trouble("status 429", crowded=True), Endpoint("http://h/v1", in_flight=99)
+    for _ in range(40):
+        place.speaks(0.0)
+    for number in range(4):
+        place.fails(1.0, crowd, 0.5)
+        assert place.room(1.0, 100) == 100, f"{number + 1} of 40 is no crowd"
+    place.fails(1.0, crowd, 0.5)
+    assert place.room(1.0, 100) == pytest.approx(70)
+    for _ in range(50):
+        place.speaks(1.1)
+        place.fails(1.1, crowd, 0.9)
+    assert place.room(1.1, 100) > 70, "those that were sent before the cut say nothing new"
+    assert place.room(11.0, 100) == pytest.approx(70 * 2 ** (1 / 3)) and place.room(31.0, 100) == 100
+
+
+def test_a_server_that_fails_is_left_alone_for_longer_each_time_and_grows_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "_PROBES", (1.0, 2.0, 4.0))
+    place, now, pauses = Endpoint("http://h/v1"), 0.0, []
+    for _ in range(8):
+        assert place.room(now, 100) == 100
+        place.fails(now, Trouble("ReadError"), now)
+    for _ in range(4):
+        assert place.broken and place.room(1e9, 100) == 0, "nothing is sent before a probe succeeds"
+        pauses.append(place.paused_until - now)
+        now = place.paused_until
+        place.left_alone(now)
+    assert all(0.5 * most <= pause <= most for pause, most in zip(pauses, (1.0, 2.0, 4.0, 4.0), strict=True))
+    now = place.paused_until
+    place.reopens(now)
+    assert [place.room(now + seconds, 100) for seconds in (0.0, 1.0, 3.0, 9.0)] == [4, 8, 32, 100]
+
+
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_nothing_is_sent_before_the_time_that_the_server_names(form: str) -> None:
     told: list[float] = []
@@ -327,6 +366,15 @@ def test_a_question_that_is_refused_is_left_out_and_the_others_are_answered() ->
     ]
     assert got(found) == every([one for one in asks(10, 2) if one.key not in ("k3", "k7")])
     assert sum(body["messages"][0]["content"] in ("q3", "q7") for body in bodies) == 4, "once for all, once for one"
+
+
+def test_many_refusals_among_answers_are_no_reason_to_end() -> None:
+    def script(body: dict[str, Any], _number: int) -> Said:
+        return Said("too long", 400) if int(body["messages"][0]["content"][1:]) % 3 == 0 else well(body)
+
+    with crowded(collected(script)[1]) as here:
+        found = list(fleet.ask(asks(150), [Endpoint(here.url)], terms(concurrency=4)))
+    assert sum(isinstance(one, Refused) for one in found) == 50 and len(got(found)) == 100
 
 
 def test_a_server_that_refuses_everything_ends_the_call() -> None:

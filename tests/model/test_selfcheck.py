@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from algorist.errors import RecipeError
 from algorist.model import checkpoints, selfcheck
-from algorist.records import Checkpoint
+from algorist.records import CARD, Checkpoint
 from algorist.toy import words
 from model import tiny
 
@@ -117,5 +117,5 @@ def test_checkpoints_of_our_own_are_not_checked_again(tmp_path: Path, monkeypatc
     checkpoints.save(tmp_path / "c", tiny.policy(), words.tokenizer(), Checkpoint("", "sft", 1))
     monkeypatch.setattr(selfcheck, "_TOLERANCE", -1.0)
     checkpoints.open_policy(tmp_path / "c", precision="float32")
-    (tmp_path / "c" / checkpoints.CARD).unlink()
+    (tmp_path / "c" / CARD).unlink()
     assert "nats from its own" in refusal(tmp_path / "c")

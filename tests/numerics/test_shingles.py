@@ -11,7 +11,9 @@ from oracles import runs as slow_runs
 from oracles import shingles as slow
 from oracles import words as slow_words
 
-TEX = r"""\frac \dfrac \left( \right) \pi \text{ $ $$ \[ \] \\ \, \! \; { } \times \le \begin{array}{cl} \end{array} \begin{"""
+TEX = r"""
+    \frac \dfrac \left( \right) \pi \text{ $ $$ \[ \] \\ \, \! \; { } \times \le \begin{array}{cl} \end{array} \begin{
+"""
 SIGNS = "x² x₁ 10²³ naïve É ﬁ ½ 日本語 Ω π ≤ × − + - 3.5 1,000 the of x y 12 _ ^ \u00ad e\u0301 𝑥 😀 \ud800"
 SOME = st.one_of(
     st.sampled_from([*TEX.split(), *SIGNS.split(), " ", "\t", "\n"]),

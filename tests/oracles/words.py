@@ -15,8 +15,8 @@ SIGNS = {
     "geqslant": "≥", "ne": "≠", "neq": "≠", "lt": "<", "gt": ">",
 }  # fmt: skip
 LETTERS = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi chi psi"
-    " omega varepsilon varphi"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi"
+    " chi psi omega varepsilon varphi"
 )
 GREEK = dict(zip(LETTERS.split(), "αβγδεζηθικλμνξοπρστυφχψωεφ", strict=True))
 OPERATORS = {sign: sign for sign in "+-*/^=<>!%≤≥≠"} | dict(zip("×·⋅∗÷−⩽⩾", "****/-≤≥", strict=True))

@@ -6,8 +6,8 @@
   meets itself and no other.
 - "fuzzy": light paraphrase. Shingles of three words or operators are compared, exactly, through an inverted index.
   A problem is a hit at a Jaccard similarity of `fuzzy`; and a fifth below it, or where that share of a benchmark
-  statement is found inside a longer problem, if it holds all the benchmark's numbers too: otherwise it is most likely
-  another problem from the same template.
+  statement is found inside a longer problem, if the benchmark statement has numbers and all are there too: otherwise it
+  is most likely another problem from the same template.
 
 A rollout is asked for "words" alone. Statements of fewer than `ngram` words cannot be told from ordinary talk in it.
 """
@@ -215,7 +215,7 @@ def _alike(index: Index, texts: Sequence[str], signs: Rows) -> Iterator[tuple[in
         similarity = both / (size + other - both)
         if similarity >= index.fuzzy:
             yield place, known, similarity
-        elif _numbers(index.statements[known]) <= _numbers(texts[place]):
+        elif (asked := _numbers(index.statements[known])) and asked <= _numbers(texts[place]):
             yield place, known, max(similarity, both / other if other >= _FEWEST else 0.0)
 
 

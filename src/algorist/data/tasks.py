@@ -43,6 +43,7 @@ def sections() -> dict[str, tuple[Any, ...]]:
         "teacher": (teacher.Settings,),
         "verify": (verify.Settings, Conventions),
         "judge": (judge.Settings,),
+        "repetition": (repetition.Settings,),
         "labels": (labels.Settings,),
         "curate": (Curate,),
     }
@@ -62,7 +63,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task("problems", ("benchmarks", "sources"), ("data.ngram", "data.fuzzy", "data.near"), _problems),
         Task("rollouts", ("sources", "problems"), ("seed", "teacher", *judged), _rollouts),
         Task("verdicts", ("problems", "rollouts"), ("verify", "judge"), _verdicts),
-        Task("measures", ("benchmarks", "problems", "rollouts"), ("model.base", "data.ngram"), _measures),
+        Task("measures", ("benchmarks", "problems", "rollouts"), ("model.base", "data.ngram", "repetition"), _measures),
         Task("profiles", ("problems", "rollouts", "verdicts"), ("labels",), _profiles),
     ]
     for name in sets.SETS:
@@ -179,14 +180,14 @@ def _verdicts(context: Context) -> None:
 
 
 def _measures(context: Context) -> None:
-    root, asked, rules = context.root, _asked(context), repetition.Settings()
+    root, asked, rules = context.root, _asked(context), context.of("repetition", repetition.Settings)
     tokenizer: str = context.of("model", chat.Settings).base
     told = store.manifest(root / "rollouts")
     jobs = []
     for shard in told.shards:
         paths = root / "rollouts" / shard, root / "problems" / shard
         read = [store.facts(path).content for path in paths]
-        origin = made_from(measures.measure, tokenizer, asked.content, asked.ngram, asdict(rules), *read)
+        origin = made_from(measures.measure, tokenizer, asked.content, asked.ngram, repetition.VERSION, asdict(rules), *read)
         out = root / "measures" / shard
         jobs.append(Job(out, (*paths, out, tokenizer, asked, rules, origin), origin))
     _build(context, "measures", measures.measure, jobs)

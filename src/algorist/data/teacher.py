@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from algorist import store
 from algorist.errors import RunError
 from algorist.generate import answers, fleet, server
@@ -223,14 +221,14 @@ class _Call:
 
     def __init__(self, log: Answers, settings: Settings) -> None:
         self.log, self.settings = log, settings
-        transports: dict[str, httpx.AsyncBaseTransport] = {toy.URL: toy.Transport()}
-        self.endpoints = [Endpoint(url, settings.key_env, transports.get(url)) for url in settings.urls]
+        own = {toy.URL: toy.Transport()}
+        self.endpoints = [Endpoint(url, settings.key_env, own.get(url)) for url in settings.urls]
         # The scripted teacher takes no time: nothing is gained from asking it many things at once.
         width = 1 if settings.urls == (toy.URL,) else settings.concurrency
         rest = (settings.protocol, width, settings.timeout, settings.patience)
         self.terms = fleet.Terms(settings.model, settings.sampling(), *rest)
         self.began = time.monotonic()
-        self.count: Counter[str] = Counter()  # samples, found, in, out
+        self.count: Counter[str] = Counter()  # samples, found, in, out; settled: nothing more is done
         self.refused: Counter[str] = Counter()
         self.without: set[str] = set()  # keys of questions without an answer
         self.words = ""
@@ -242,40 +240,37 @@ class _Call:
         total = sum(map(len, sources)) * count
         if not total:
             return
-        shown = self.settled
+        shown = self.count["settled"]
         with progress(title, total) as advance:
 
             def tick() -> None:
                 nonlocal shown
-                advance(self.settled - shown, **self.info())
-                shown = self.settled
+                advance(self.count["settled"] - shown, **self.info())
+                shown = self.count["settled"]
 
             for got in fleet.ask(self.asks(sources, first, count), self.endpoints, self.terms, self.log, tick):
                 if isinstance(got, Answer):
-                    self.count.update({"samples": 1, "in": got.spent_in, "out": got.spent_out})
+                    self.count.update({"samples": 1, "settled": 1, "in": got.spent_in, "out": got.spent_out})
                 else:
                     self.refuse(got)
 
-    @property
-    def settled(self) -> int:
-        """Samples that nothing more is done about."""
-        return sum(self.count[what] for what in ("samples", "found", "left out"))
-
     def asks(self, sources: Sequence[_Source], first: int, count: int) -> Iterator[Ask]:
+        """What the log lacks."""
         for source in sources:
-            self.count["left out"] += len(source) * count  # less what follows: traced ones are not asked
+            traced = len(source)
             for _, problem in source.problems():
-                self.count["left out"] -= count
+                traced -= 1
                 wanted = _ask(problem, self.settings, source.seed, first, count)
                 missing = self.log.missing(wanted)
-                lacking = sum(one.count for one in missing)
+                there = count - sum(one.count for one in missing)
                 if not missing and (words := self.log.refusal(wanted.key)):
                     self.refused["refused by the server before"] += 1
                     self.words = self.words or words
-                    self.count["left out"] += count
                 else:
-                    self.count["found"] += count - lacking
+                    self.count["found"] += there
+                self.count["settled"] += there
                 yield from missing
+            self.count["settled"] += traced * count
 
     def refuse(self, refused: Refused) -> None:
         """Count a question that has no answer; where nothing at all has one, that is an error."""
@@ -285,7 +280,7 @@ class _Call:
         self.refused[refused.reason] += refused.key not in self.without
         self.without.add(refused.key)
         self.words = refused.words
-        self.count["left out"] += refused.count
+        self.count["settled"] += refused.count
 
     def info(self) -> dict[str, Any]:
         """What is worth showing beside the bar."""

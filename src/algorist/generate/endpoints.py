@@ -6,6 +6,7 @@ to it.
 
 from __future__ import annotations
 
+import functools
 import math
 import resource
 import socket
@@ -74,7 +75,7 @@ class Endpoint:
     _crowd: _Limit | None = field(default=None, repr=False)  # after it said that it was crowded
     _ramp: _Limit | None = field(default=None, repr=False)  # after a pause
 
-    @property
+    @functools.cached_property
     def shown(self) -> str:
         """Its address as it may be shown and stored."""
         return server.shown(self.url)
@@ -144,12 +145,16 @@ class Lines:
         self._extensions = {"timeout": times.as_dict()}
         self._verify = httpx.create_ssl_context(verify=self._url.startswith("https"))
         self._proxy = None if own else _proxy(httpx.URL(self._url))
+        self._urls: dict[str, httpx.URL] = {}
         self._free: list[httpx.AsyncBaseTransport] = []
         self._own = own
 
     async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         """One request, its response read to the end. Raises httpx.RequestError."""
-        request = httpx.Request(method, self._url + path, headers=self._headers, json=body, extensions=self._extensions)
+        if path not in self._urls:  # reading an address takes as long as the rest of a request
+            self._urls[path] = httpx.URL(self._url + path)
+        url, headers = self._urls[path], self._headers
+        request = httpx.Request(method, url, headers=headers, json=body, extensions=self._extensions)
         line = self._own or (self._free.pop() if self._free else self._open())
         try:
             response = await line.handle_async_request(request)

@@ -124,10 +124,9 @@ def _ahead(values: Any, at: int, high: int, width: int, stride: int, bitmap: Any
 
 
 @numba.njit(cache=True)
-def _stretch(
-    values: Any, at: int, low: int, high: int, others: Any, place: int, begin: int, end: int
-) -> tuple[int, int]:
+def _stretch(values: Any, at: int, others: Any, place: int, limits: tuple[int, int, int, int]) -> tuple[int, int]:
     """How far (to the left, to the right) the rows agree around one place of each."""
+    low, high, begin, end = limits
     left, right = 0, 0
     while at - left > low and place - left > begin and np.uint64(values[at - left - 1]) == others[place - left - 1]:
         left += 1
@@ -153,7 +152,7 @@ def _shared(
             while place >= 0:
                 other = owners[place]
                 begin, end = sought_starts[other], sought_starts[other + 1]
-                left, right = _stretch(values, at, low, high, sought_values, place, begin, end)
+                left, right = _stretch(values, at, sought_values, place, (low, high, begin, end))
                 # A run holds several anchors; it is told of at its first.
                 if left < stride and left + right >= length:
                     if count == len(found):

@@ -107,11 +107,9 @@ def _read(texts: Sequence[str], operators: bool) -> tuple[Rows, NDArray[np.uint6
     data = np.frombuffer(b"".join(parts), np.uint8)
     bounds = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(part) for part in parts], out=bounds[1:])
-    longest = max(map(len, parts), default=0)
     hashes = np.empty(len(data) + len(data) // 2 + 16, np.uint64)
-    codes = np.empty(2 * longest + 16, np.int32)
     starts, numbers = np.zeros_like(bounds), np.zeros(len(parts), np.uint64)
-    _hash_all(data, bounds, operators, codes, hashes, starts, numbers, _tables())
+    _hash_all(data, bounds, operators, hashes, starts, numbers, _tables())
     return Rows(hashes[: starts[-1]].copy(), starts), numbers
 
 
@@ -261,10 +259,11 @@ def _fold(data: Any, low: int, high: int, codes: Any, folds: Any, names: Any, me
 
 
 @numba.njit(cache=True)
-def _hash_all(
-    data: Any, bounds: Any, operators: Any, codes: Any, hashes: Any, starts: Any, numbers: Any, tables: Any
-) -> None:
-    found = 0
+def _hash_all(data: Any, bounds: Any, operators: Any, hashes: Any, starts: Any, numbers: Any, tables: Any) -> None:
+    longest = 0
+    for text in range(len(bounds) - 1):
+        longest = max(longest, bounds[text + 1] - bounds[text])
+    codes, found = np.empty(2 * longest + 16, np.int32), 0
     for text in range(len(bounds) - 1):
         count = _fold(data, bounds[text], bounds[text + 1], codes, *tables)
         codes[count] = 0

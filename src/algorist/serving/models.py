@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from algorist.errors import RecipeError
 from algorist.generate.sampling import Request, Response, Sampling
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.numerics.address import key, rng
@@ -172,8 +173,10 @@ def open_model(source: str, *, precision: str = "float32", max_tokens_cap: int =
         num_slots       sequences decoded together; the cache is laid out for so many of the longest
 
     Raises:
-        RecipeError where there is no such model.
+        RecipeError where there is no such model or precision.
     """
+    if precision not in ("float32", "bfloat16"):
+        raise RecipeError(f"serve: precision {precision} is not known. Choose float32 or bfloat16.")
     if source == TOY:
         return ToyModel()
     tokenizer = load_tokenizer(source)

@@ -76,7 +76,7 @@ class Queue:
 
     async def _answer(self, jobs: list[_Job]) -> None:
         def check(_: int) -> None:
-            if all(job.answer.cancelled() for job in jobs):
+            if self.closing() or all(job.answer.cancelled() for job in jobs):
                 raise _GivenUp
 
         said: list[Said] | Exception
