@@ -15,13 +15,15 @@ import pytest
 
 from algorist import recipe, store
 from algorist.data import verdicts
+from algorist.data.shards import Engine
 from algorist.errors import RunError
 from algorist.generate import server as server_module
-from algorist.pipeline import fingerprints
+from algorist.pipeline import fingerprint
 from algorist.records import Problem, Rollout, Verdict
-from algorist.tasks import sections
+from algorist.tasks import sections, tasks
 from algorist.verify import judge
-from algorist.verify.pool import Pool
+from algorist.verify import pool as pools
+from algorist.verify.conventions import Conventions
 from conftest import ROOT, Command
 from serving import listening
 
@@ -164,7 +166,7 @@ def test_killed_between_the_answers_and_the_verdicts(
     words = ("run", SMOKE, "--out", run, "--until", "rollouts")
     assert command(*words)[0] == 0
     with monkeypatch.context() as patched:
-        patched.setattr(store, "write", killed)
+        patched.setattr(judge, "read_verdict", killed)  # every answer is there, no verdict yet
         assert judged(status=4).endswith("killed\n")
     count = len(bench.asked)
     assert count > 20 and not (run / "verdicts" / store.MANIFEST).exists()
@@ -183,7 +185,8 @@ def test_nobody_listens(judged: Judged, tmp_path: Path) -> None:
 def test_what_of_the_judge_makes_verdicts_anew() -> None:
     def verdicts_of(*changes: str) -> tuple[str, str]:
         overrides = [f"judge.{change}" for change in changes]
-        found = fingerprints(recipe.read(SMOKE, sections(), overrides))
+        read = recipe.read(SMOKE, sections(), overrides)
+        found = {task.name: fingerprint(read, task) for task in tasks(read)}
         return found["verdicts"], found["scores/base"]
 
     none, asked = verdicts_of(), verdicts_of('url="http://a/v1"', 'model="m"')
@@ -205,17 +208,14 @@ def test_what_the_judge_leaves_open_stays_open(bench: Bench, tmp_path: Path) -> 
     said = [
         Rollout.of(problem.id, f"\\boxed{{{answer}}}", "t", index=i) for i, answer in enumerate(("x_0", "x_1", "x_2"))
     ]
-    store.write(tmp_path / "rollouts", Rollout, said)
-    settings = judge.Settings(bench.url, "wise-7b")
-    with Pool(1) as pool:
-        verdicts.write(tmp_path / "rollouts", tmp_path / "v", [problem], pool, settings, tmp_path / "judge.jsonl")
-        verdicts.write(
-            tmp_path / "rollouts", tmp_path / "w", [problem], pool, judge.Settings(), tmp_path / "none.jsonl"
-        )
-    rules = of_run(tmp_path, "w")
-    assert {verdict.right for verdict in rules} == {None} and of_run(tmp_path, "v/rules") == rules
+    for run, settings in (("v", judge.Settings(bench.url, "wise-7b")), ("w", judge.Settings())):
+        store.write(tmp_path / run / "problems", Problem, [problem])
+        store.write(tmp_path / run / "rollouts", Rollout, said)
+        verdicts.write(tmp_path / run, pools.Settings(), Conventions(), settings, Engine(workers=1))
+    rules = of_run(tmp_path / "w")
+    assert {verdict.right for verdict in rules} == {None} and of_run(tmp_path / "v", "verdicts/rules") == rules
     spoken = {"SAME": (True, "judged equal"), "DIFFERENT": (False, "judged different")}
     undecided = (None, f"judge undecided, rules: {rules[0].reason}")
     expected = [spoken.get(opinion(verdict.extracted), undecided) for verdict in rules]
-    assert [(verdict.right, verdict.reason) for verdict in of_run(tmp_path, "v")] == expected and undecided in expected
-    assert not (tmp_path / "none.jsonl").exists() and not (tmp_path / "w" / "rules").exists()
+    assert [(verdict.right, verdict.reason) for verdict in of_run(tmp_path / "v")] == expected and undecided in expected
+    assert not (tmp_path / "w" / "judge.jsonl").exists() and not (tmp_path / "w" / "verdicts" / "rules").exists()

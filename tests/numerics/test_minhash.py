@@ -14,7 +14,7 @@ def planted(size: int, similarity: float, pairs: int, seed: int = 0) -> tuple[li
     other = round(size * (1 - similarity) / (1 + similarity))
     rows = []
     for _ in range(pairs):
-        numbers = draw.permutation(10**6)[: size + other].tolist()
+        numbers = [*dict.fromkeys(draw.integers(0, 2**31 - 1, size + other + 9).tolist())][: size + other]
         rows += [numbers[:size], numbers[other:]]
     return rows, (size - other) / (size + other)
 

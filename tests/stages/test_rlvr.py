@@ -19,7 +19,7 @@ from algorist.model.chat import Chat
 from algorist.model.policy import Policy
 from algorist.numerics.address import rng
 from algorist.recipe import Recipe
-from algorist.records import Checkpoint, Problem, Rollout
+from algorist.records import Checkpoint, Problem, Question, Rollout
 from algorist.stage import Run, Step
 from algorist.stages import rlvr
 from algorist.stages.groups import Sampler
@@ -86,6 +86,8 @@ def made(root: Path, parent: Parent, learned: list[Problem] | None = None, batch
     run = Run(Recipe(root / "r.toml", "test", 1, values), root, rlvr.STAGE, str(parent[0]), parent[1], "float32")
     if not (root / "problems").exists():
         store.write(root / "problems", Problem, ALL)
+        asked = [Question(f"q{one.id}", one.id, (), one.answer, 0.5, "", "", "", "") for one in ALL]
+        store.write(root / "sets" / "rlvr", Question, asked)
     if learned is not None:
         store.write(run.data, Problem, learned)
     return run
@@ -123,7 +125,7 @@ def test_curate_keeps_prompts_of_uniform_length_that_are_not_too_easy(tmp_path: 
     assert store.read(run.data, Problem) == [MIXED, WRONG]
     assert found.dropped == {"too easy": 1, "lengths not uniform": 1, "could not be judged": 1}
     asked = store.manifest(run.folder / "prompts" / "verdicts")
-    assert found.parents == (store.manifest(tmp_path / "problems").id, asked.id) and asked.rows == 40
+    assert found.parents == (store.manifest(tmp_path / "sets" / "rlvr").id, asked.id) and asked.rows == 40
     assert rlvr.plan(run).documents == 2
 
 

@@ -108,7 +108,7 @@ def read_problem(row: Row, number: int, manner: Manner, statement: str | None = 
         level=_mapped(manner.levels, label["level"]) or level_of(label["level"], f"{label['source']} {manner.source}"),
         source=manner.source,
         licence=manner.licence or label["licence"],
-        row=number,  # type: ignore[arg-type]  # the labels are text but for this one
+        row=number,  # the labels are text but for this one
     )
     serious = [one for one in found if one in manner.refuse]
     return Reading(

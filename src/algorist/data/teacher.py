@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from algorist import store
 from algorist.errors import RunError
@@ -28,7 +28,6 @@ from algorist.generate import answers, fleet, server
 from algorist.generate.answers import Answer, Answers, Ask, Refused
 from algorist.generate.endpoints import Endpoint
 from algorist.generate.sampling import Sampling
-from algorist.generate.server import Protocol
 from algorist.journal import progress
 from algorist.numerics.address import key
 from algorist.records import Problem, Rollout, content_id
@@ -45,7 +44,7 @@ class Settings:
 
     url: str | tuple[str, ...] = toy.URL  # of one server or several, up to and including /v1; or toy://teacher, or none
     model: str = toy.MODEL  # as the servers know it; goes into the rollouts
-    protocol: Protocol = "chat"  # chat: the prompt is a message; completion: it is continued as it is
+    protocol: Literal["chat", "completion"] = "chat"  # chat: the prompt is a message; completion: it is continued
     samples: int = 8  # per problem
     max_samples: int = (
         0  # problems without a right sample are asked again, `samples` at a time, up to so many; 0: never

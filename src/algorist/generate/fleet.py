@@ -36,6 +36,7 @@ _TRIES = 20  # of a question whose failures are its own
 _REFUSALS = 20  # by one server with no answer between: then it is not the questions
 _TICK = 1.0  # seconds
 _PROBE = 30.0  # seconds for a probe
+_AWAY = (429, 502, 503, 504)  # statuses of a probe that come from a server that is crowded, or from its proxy
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,8 @@ class _Run:
         try:
             async with asyncio.timeout(_PROBE):
                 got = await self.lines[endpoint].send("GET", "/models")
-            alive, words = got.status_code < 500 and got.status_code != 429, f"status {got.status_code}"
+            # Not every 5xx: `transformers serve` answers 500 here while it serves chats.
+            alive, words = got.status_code not in _AWAY, f"status {got.status_code}"
         except (TimeoutError, httpx.RequestError) as error:
             alive, words = False, server.failure(error).words
         now = self.loop.time()
