@@ -114,7 +114,8 @@ def _stage(stage: Stage, parent: str, context: Context) -> None:
     if stage is not base.STAGE:  # which leaves out of its own made-up text what the benchmarks ask
         benchmarks = list(context.of("data", sources.Settings).benchmarks)
         found = sources.read_questions(context.root / "benchmarks", benchmarks)
-        decontaminate.require_report(context.root / "problems", found)
+        for data_set in ("problems", "measures"):  # statements, and texts of rollouts
+            decontaminate.require_report(context.root / data_set, found)
     source = context.root / parent
     model = context.of("model", chats.Settings)
     chat = _chat(context, load_tokenizer(str(source)))

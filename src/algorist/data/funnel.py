@@ -16,7 +16,7 @@ from algorist.data.picture import picture
 
 SOURCE_WIDTH = 60  # characters of a source's name that are shown
 SETS = ("midtrain", "sft", "dpo", "rlvr")
-_THING = {"Example": "examples", "Preference": "preferences", "Question": "questions", "Sample": "samples"}
+_THING = {"Example": "examples", "Question": "questions"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _problem_steps(root: Path) -> Iterator[Step]:
 
 
 def _rollout_steps(root: Path) -> Iterator[Step]:
-    if made := _manifest(root / "sources" / "traces"):
+    if (made := _manifest(root / "sources" / "traces")) and made.rows:
         yield Step.of("traces read from the sources", "rollouts", made.dropped, made.rows)
     if made := _manifest(root / "rollouts"):
         yield Step.of("of these problems, the teacher's included", "rollouts", made.dropped, made.rows)
@@ -131,7 +131,10 @@ def _set_steps(root: Path) -> Iterator[Step]:
     for name in SETS:
         if made := _manifest(root / "sets" / name):
             lane = f"set of {name}"
-            yield Step.of(f"{_THING.get(made.kind, 'rows')} chosen", lane, made.dropped, made.rows)
+            if name == "dpo":  # what is left out are rollouts, and a preference is two of them
+                yield Step.of(f"rollouts in {made.rows:,} preferences", lane, made.dropped, 2 * made.rows)
+            else:
+                yield Step.of(f"{_THING[made.kind]} chosen", lane, made.dropped, made.rows)
             if data := _manifest(root / name / "data"):
                 yield Step.of("in the tokens of the model", lane, data.dropped, data.rows)
 

@@ -38,7 +38,7 @@ def picture(bars: Sequence[Bar]) -> str:
         entered = left + sum(dropped.values())
         share = f" ({100 * left / entered:.1f} %)" if entered else ""
         parts.append(_text(_LEFT + _BAR + 10, y + 14, f"{left:,} of {entered:,}{share}"))
-        y += _ROW
+        y += _ROW + (6 if dropped else 0)
         for (reason, count), colour in zip(_named(dropped), _DROPPED * (1 + _MOST), strict=False):
             parts.append(f'<rect x="{_LEFT}" y="{y - 8}" width="9" height="9" fill="{colour}"/>')
             parts.append(_text(_LEFT + 15, y, f"{count:,} {reason}", "small"))

@@ -178,22 +178,24 @@ def _by_ray(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int
 ) -> Iterator[tuple[int, Any]]:
     """Ray's cluster where RAY_ADDRESS names one, else a local one that ends with us; shards lie on shared disks."""
+    ray = _ray(workers)
+    remote = ray.remote(num_cpus=1, max_retries=2)(function)
+    waiting = {remote.remote(*args): place for place, args in enumerate(arguments)}
+    while waiting:
+        (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+        yield waiting.pop(done), _result(ray, done)
+
+
+@functools.cache
+def _ray(workers: int) -> Any:
+    """Ray, started once for all steps; it ends with us."""
     try:
         import ray
     except ImportError:
         raise RecipeError('[data] engine = "ray": Ray is not installed. Install algorist[ray].') from None
-    started = not ray.is_initialized()
-    if started:
+    if not ray.is_initialized():
         ray.init(num_cpus=workers or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        remote = ray.remote(num_cpus=1, max_retries=2)(function)
-        waiting = {remote.remote(*args): place for place, args in enumerate(arguments)}
-        while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(done), _result(ray, done)
-    finally:
-        if started:
-            ray.shutdown()
+    return ray
 
 
 def _result(ray: Any, done: Any) -> Any:

@@ -229,7 +229,7 @@ def _wide(data: Any, at: int, high: int, codes: Any, count: int, folds: Any) -> 
         if at > begun and (shift == 0 or shift != shifted):
             break
         if at == begun and shift != 0:
-            codes[count] = 0
+            codes[count] = -94 if shift == 1 else 0
             count += 1
         if code != _NOTHING:
             codes[count] = code & _CHARS if code > 0 else code
