@@ -18,7 +18,7 @@ import torch
 from algorist.generate.native import sample
 from algorist.generate.sampling import Request, Sampling
 from algorist.model.policy import Policy
-from algorist.toy import base
+from algorist.toy import base, words
 
 PAD = 0
 

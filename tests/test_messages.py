@@ -174,7 +174,7 @@ def test_problem_files(refused, tmp_path):
     assert refused(*named) == (
         3,
         f"{path}: no column holds the statement; found answer, frage, expected statement or question or problem or "
-        "prompt. Map another one: columns = { statement = \"<column>\" }.",
+        'prompt. Map another one: columns = { statement = "<column>" }.',
     )
     path.write_text('{"question": "1 + 1?", "answer": "2"}\n')
     assert refused(*named, "--set", f'data.benchmarks.own="{path}"') == (

@@ -64,9 +64,7 @@ class Recipe:
         return tomli_w.dumps(self.resolved())
 
 
-def read(
-    path: Path | None, sections: Sections, overrides: Sequence[str] = (), others: Collection[str] = ()
-) -> Recipe:
+def read(path: Path | None, sections: Sections, overrides: Sequence[str] = (), others: Collection[str] = ()) -> Recipe:
     """Read a recipe, with what it extends below it and `overrides` ("section.key=value") on top; None: these alone.
 
     An element of `sections` is a frozen dataclass or an instance of one, whose values are then the defaults. A section

@@ -55,7 +55,7 @@ class Settings:
     columns: dict[str, str] = field(default_factory=dict)  # statement, answer, … → the column, in files that have it
     refuse: tuple[str, ...] = defects.REFUSED  # defects that keep a row out; others are only noted
     ngram: int = 13  # words shared with a benchmark problem that rule a training problem out
-    fuzzy: float = 0.75  # Jaccard similarity to a benchmark problem that rules one out as a paraphrase; 0: not looked at
+    fuzzy: float = 0.75  # Jaccard similarity to a benchmark problem that makes one a paraphrase of it; 0: not looked at
     near: float = 0.8  # Jaccard similarity of two problems from which they count as the same; 0: exact repeats only
     engine: Literal["processes", "ray"] = "processes"  # what runs the shards; "ray" takes algorist[ray]
     workers: int = 0  # shards at the same time; 0: as many as there are cores

@@ -187,7 +187,8 @@ def _measures(context: Context) -> None:
     for shard in told.shards:
         paths = root / "rollouts" / shard, root / "problems" / shard
         read = [store.facts(path).content for path in paths]
-        origin = made_from(measures.measure, tokenizer, asked.content, asked.ngram, repetition.VERSION, asdict(rules), *read)
+        flags = repetition.VERSION, asdict(rules)
+        origin = made_from(measures.measure, tokenizer, asked.content, asked.ngram, *flags, *read)
         out = root / "measures" / shard
         jobs.append(Job(out, (*paths, out, tokenizer, asked, rules, origin), origin))
     _build(context, "measures", measures.measure, jobs)
