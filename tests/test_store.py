@@ -42,11 +42,18 @@ def test_the_id_is_of_content_and_parents_and_the_content_of_records_alone(tmp_p
     assert len({one.id, other.id, onward.id}) == 3
 
 
-def test_an_empty_shard_changes_no_content(tmp_path: Path) -> None:
+def test_empty_shards_count_because_shards_of_other_data_sets_stand_beside_them(tmp_path: Path) -> None:
     store.write_shard(tmp_path / "a", 0, Example, [EXAMPLE])
-    for index, records in enumerate(([], [EXAMPLE], [])):
+    for index, records in enumerate(([], [EXAMPLE])):
         store.write_shard(tmp_path / "b", index, Example, records)
-    assert store.finish(tmp_path / "a", Example).content == store.finish(tmp_path / "b", Example).content
+    assert store.finish(tmp_path / "a", Example).content != store.finish(tmp_path / "b", Example).content
+
+
+def test_shards_that_a_longer_attempt_left_go(tmp_path: Path) -> None:
+    for index in range(3):
+        store.write_shard(tmp_path, index, Example, [EXAMPLE])
+    made = store.finish(tmp_path, Example, shards=["00000.parquet", "00001.parquet"])
+    assert made.rows == 2 and sorted(path.name for path in tmp_path.glob("*.parquet")) == list(made.shards)
 
 
 def test_shards_count_what_was_left_out_in_making_them(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_pair_is_followed_to_its_problem_and_its_checkpoints(told, smoke_run: 
 @pytest.mark.parametrize(
     ("place", "kind", "stages"),
     [
-        ("sets/midtrain", Example, []),
-        ("sets/dpo", Preference, []),
+        ("sets/midtrain", Example, ["midtrain/data", "midtrain", "sft", "dpo", "rlvr"]),
+        ("sets/dpo", Preference, ["dpo/data", "dpo", "rlvr"]),
         ("sets/rlvr", Question, []),
         ("midtrain/data", Sample, ["midtrain", "sft", "dpo", "rlvr"]),
         ("sft/data", Sample, ["midtrain", "sft", "dpo", "rlvr"]),  # the same sample is in stage 1 too

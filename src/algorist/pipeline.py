@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import time
@@ -43,7 +44,9 @@ def _read(resolved: Any, name: str) -> Any:
     """What a task reads of the resolved recipe: a section or a single key, without the keys that change nothing."""
     for part in name.split("."):
         resolved = resolved[part]
-    if not isinstance(resolved, dict):
+    if name == "data.sources":  # their order decides which of two repeats is kept
+        return list(resolved.items())
+    if not isinstance(resolved, dict) or "." in name:
         return resolved
     kept = {key: value for key, value in resolved.items() if key not in UNREAD}
     if name in SERVERS:  # a server may move; and where there is none, what it would be told changes nothing
@@ -66,6 +69,13 @@ def _inputs(root: Path, task: Task) -> dict[str, str]:
 def _hash(path: Path) -> str:
     if not path.is_file():
         return ""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns)
+
+
+@functools.cache
+def _hash_of(path: Path, size: int, changed: int) -> str:
+    """The hash of a file, read once as long as it does not change."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -76,6 +86,8 @@ def _made(folder: Path) -> str:
         return ""
     if (folder / "checkpoint" / CARD).exists():
         return str(store.read_json(folder / "checkpoint" / CARD)["id"])
+    if (folder / store.MANIFEST).exists():  # what stands in folders below it is for people, or on the way to it
+        return store.manifest(folder).content
     made = [store.manifest(path.parent) for path in sorted(folder.rglob(store.MANIFEST))]
     return content_id([one.content for one in made])
 
@@ -93,6 +105,7 @@ def run(
     """
     if until is not None and until not in [task.name for task in todo]:
         raise RunError(f"--until {until}: there is no such task. Known here: {', '.join(t.name for t in todo)}.")
+    root = root.resolve()  # workers may stand in another folder
     with _alone(root):
         _open_folder(recipe, root, todo, say)
         context = Context(recipe, root, say)
@@ -137,8 +150,12 @@ def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
 
 
 def _changed(mark: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-    """The inputs that are there and are not what the folder with this mark was made from."""
-    return [name for name, now in inputs.items() if now and now != mark["inputs"].get(name)]
+    """The inputs that are not what the folder with this mark was made from: others, new ones, and those that are gone.
+
+    One that is named and not there right now is no change: moving a file away does not undo what was made of it.
+    """
+    changed = [name for name, now in inputs.items() if now and now != mark["inputs"].get(name)]
+    return changed + [name for name in mark["inputs"] if name not in inputs]
 
 
 def _begin(root: Path, name: str, fingerprint: str, inputs: Mapping[str, str], say: Callable[[str], object]) -> bool:

@@ -120,7 +120,7 @@ def write_shard(
         nested = pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)
         columns.append(pa.array(map(_tables, values) if nested else values, type=column.type))
     table = pa.Table.from_arrays(columns, schema=said)
-    facts = Facts(table.num_rows, _content(table), made_from, dict(dropped or {}))
+    facts = Facts(table.num_rows, _content(table), made_from, dict(sorted((dropped or {}).items())))
     table = table.replace_schema_metadata({_FACTS: json.dumps(asdict(facts)).encode()})
     with replacing(path) as draft:
         pq.write_table(table, draft, compression="zstd")
@@ -138,18 +138,29 @@ def facts(path: Path) -> Facts:
 
 
 def finish(
-    folder: Path, kind: type[Record], *, parents: Iterable[str] = (), dropped: Mapping[str, int] | None = None
+    folder: Path,
+    kind: type[Record],
+    *,
+    parents: Iterable[str] = (),
+    dropped: Mapping[str, int] | None = None,
+    shards: Sequence[str] | None = None,
 ) -> Manifest:
     """Declare the shards in `folder` complete: write the manifest that makes them a data set.
 
-    `dropped` is the sum of what the shards say unless it is given.
+    Args:
+        dropped  the sum of what the shards say unless it is given
+        shards   the file names that make it up, all that are there unless given; others, which an earlier attempt with
+                 a longer input left, are deleted
     """
-    shards = sorted(path.name for path in folder.glob("[0-9]*.parquet"))
+    there = sorted(path.name for path in folder.glob("[0-9]*.parquet"))
+    for name in set(there) - set(there if shards is None else shards):
+        (folder / name).unlink()
+    shards = there if shards is None else list(shards)
     said = [facts(folder / shard) for shard in shards]
     if dropped is None:
         dropped = sum((Counter(one.dropped) for one in said), Counter[str]())
     parents = tuple(parents)
-    content = _hash([kind.__name__, *(one.content for one in said if one.rows)])
+    content = _hash([kind.__name__, *(one.content for one in said)])
     rows = sum(one.rows for one in said)
     reasons = {reason: count for reason, count in dropped.items() if count}
     manifest = Manifest(_hash([content, parents]), kind.__name__, rows, tuple(shards), parents, reasons, content)

@@ -44,10 +44,12 @@ def tasks(recipe: Recipe) -> list[Task]:
         raise RecipeError(f"{recipe.path}: [evaluate] samples.{unknown[0]} is of no benchmark. Known here: {known}.")
     found = data.tasks(recipe)
     before = "base"
-    if recipe.of("model", chats.Settings).base == "toy":
+    model = recipe.of("model", chats.Settings)
+    if model.base == "toy":
         found.append(Task("base", ("benchmarks",), ("seed", "model", "base", "data.ngram", "data.fuzzy"), _base))
     else:  # looked at first: what is missing shows before the teacher is asked
-        found.insert(0, Task("base", (), ("model",), _base))
+        files = (*chats.tokenizer_files(model.base), Path(model.base) / "config.json")
+        found.insert(0, Task("base", (), ("model",), _base, files if Path(model.base).is_dir() else ()))
     found.append(_scores_task("base"))
     for stage in STAGES:
         needs = (f"sets/{stage.name}", before)

@@ -7,6 +7,7 @@ Only the columns that hold ids are read of every shard, so that a run of million
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -176,7 +177,21 @@ def _descendants(shards: Sequence[tuple[str, type[Any], Path]], found: Sequence[
     """What was made from the records: of a problem its rollouts and all that names it, of a rollout what names it."""
     ids = {_id(one.record) for one in found}
     later = [shard for shard in shards if shard[1] not in (records.Problem, records.Defect)]
-    return list(_matching(later, lambda table: _naming(table, ids, _NAMING)))
+    made = list(_matching(later, lambda table: _naming(table, ids, _NAMING)))
+    for one in found:  # no token ids name the row of a set: they name the same rollouts or problem, in its own stage
+        if one.place.startswith("sets/"):
+            own = [shard for shard in shards if shard[0] == f"{one.place.removeprefix('sets/')}/data"]
+            made += _matching(own, functools.partial(_same_way, one.record))
+    return made
+
+
+def _same_way(record: Any, table: pa.Table) -> pa.Array | None:
+    """Rows of a stage's data that were made of the same rollouts, or of the same problem, as a row of its set."""
+    names = [name for name in ("rollout_id", "chosen_id", "rejected_id") if name in table.column_names]
+    if not names:
+        return pc.equal(table["id"], record.problem_id)
+    masks = [pc.equal(table[name], getattr(record, name)) for name in names]
+    return functools.reduce(pc.and_, masks)
 
 
 def _beside(

@@ -4,7 +4,6 @@ import random
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from algorist.data.decontaminate import (
@@ -18,7 +17,7 @@ from algorist.data.decontaminate import (
     rollout_hits,
     write_report,
 )
-from algorist.data.leaks import FUZZY, token_quotes, tokens_sought
+from algorist.data.leaks import FUZZY
 from algorist.errors import RecordError, RunError
 from algorist.records import Problem, Rollout
 from oracles.shingles import jaccard
@@ -224,20 +223,6 @@ def test_rollouts_are_reported_with_their_ids():
     (found,) = rollout_hits(index, rollouts)
     assert (found.problem_id, found.rollout_id, found.benchmark, found.test) == ("p", rollouts[1].id, "trains", "words")
     assert found.words == LONG.lower().rstrip(".")
-
-
-def test_token_ids_are_searched_like_words():
-    draw = np.random.default_rng(1)
-    asked = [draw.integers(0, 200_000, 60) for _ in range(300)]
-    names = [Problem.of(f"question {at}", "1") for at in range(300)]
-    index = Index.of({"one": names[:100], "two": names[100:]})
-    statements = tokens_sought(index, asked, 13)
-    rollouts = [draw.integers(0, 200_000, 5_000).astype(np.int32) for _ in range(90)]
-    for at in range(0, 90, 3):
-        rollouts[at][50 * at : 50 * at + 13] = asked[3 * at][at % 47 : at % 47 + 13]
-        rollouts[at + 1][50 * at : 50 * at + 12] = asked[3 * at][at % 47 : at % 47 + 12]
-    expected = [("one" if 3 * at < 100 else "two") if at % 3 == 0 else "" for at in range(90)]
-    assert token_quotes(index, statements, rollouts) == expected
 
 
 def test_an_index_is_small_and_travels():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 
 from algorist import store
 from algorist.data import labels, profiles
-from algorist.data.profiles import Summary, length_class, merged, quantiles, summarise
 from algorist.errors import RecordError
 from algorist.records import LEVELS, Measure, Problem, Profile, Rollout, Verdict
 from algorist.verify.judge import CONFLICT, contested
@@ -60,9 +57,6 @@ class World:
         profiles.profile(*inputs, self.out, self.folder / "labels.sqlite", NOBODY, "made from")  # type: ignore[misc]
         return store.read_shard(self.out, Profile)
 
-    def summary(self) -> Summary:
-        return summarise(self.paths["problems"], self.out, self.paths["measures"])
-
 
 @pytest.mark.parametrize("seed", range(4))
 def test_rollouts_are_counted_as_by_hand(tmp_path: Path, seed: int) -> None:
@@ -106,42 +100,3 @@ def test_shards_that_do_not_belong_together_are_errors(tmp_path: Path) -> None:
         here.profiled()
     store.write_shard(tmp_path / "problems", 1, Problem, here.problems)
     here.profiled()
-    store.write_shard(tmp_path / "problems", 1, Problem, here.problems[::-1])
-    with pytest.raises(RecordError, match=r"profiles.* its rows are not those of .*problems"):
-        here.summary()
-
-
-def test_a_summary_is_the_sum_of_its_shards(tmp_path: Path) -> None:
-    worlds = [World(tmp_path, seed) for seed in range(3)]
-    found = [profile for here in worlds for profile in here.profiled()]
-    parts = [here.summary() for here in worlds]
-    whole = merged(parts)
-    assert whole == merged(parts[::-1]) == merged([merged(parts[:2]), parts[2]])
-    assert merged([]) == Summary(**{"verdicts": {}}) and merged(parts[:1]) == parts[0]
-    assert (whole.problems, whole.rollouts) == (120, sum(len(here.rollouts) for here in worlds))
-    assert whole.verdicts == {name: sum(getattr(one, name) for one in found) for name in ("right", "wrong", "unjudged")}
-    problems = [problem for here in worlds for problem in here.problems]
-    assert whole.source == Counter(one.source for one in problems) and whole.licence == {"MIT": 120}
-    assert whole.level == Counter(one.level for one in found)
-    assert whole.domain == Counter(one.domain for one in found)
-    assert whole.labelled_by == Counter(one.labelled_by for one in found)
-    assert whole.rates == Counter(round(one.pass_rate, 4) for one in found if one.pass_rate is not None)
-    assert all(float(Fraction(rate).limit_denominator(8)) == pytest.approx(rate, abs=1e-4) for rate in whole.rates)
-    measures = [measure for here in worlds for measure in here.measures]
-    assert whole.repetition == Counter(one.repetition for one in measures)
-    assert whole.leak == Counter(one.leak for one in measures)
-    lengths = np.array([one.num_tokens for one in measures])
-    assert sum(whole.lengths.values()) == len(lengths)
-    shares = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-    exact = np.percentile(lengths, [100 * share for share in shares], method="inverted_cdf")
-    for length, true in zip(quantiles(whole.lengths, shares), exact, strict=True):
-        assert length <= true <= 1.045 * length + 1
-
-
-def test_classes_of_lengths_are_narrow_and_in_order() -> None:
-    classes = [length_class(n) for n in range(70_000)]
-    assert classes == sorted(classes) and classes[:3] == [0, 1, 17] and classes[65_536] == 1 + 16 * 16
-    for n in range(1, 70_000, 7):
-        (shortest,) = quantiles({classes[n]: 1}, (0.5,))
-        assert shortest <= n < 1.045 * shortest + 1 and classes[shortest] == classes[n]
-    assert quantiles({}, (0.5,)) == [] and quantiles({0: 2}, (0.5,)) == [0]

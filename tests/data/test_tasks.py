@@ -43,13 +43,18 @@ MADE = (
     "sets/rlvr",
 )
 Gather = Callable[..., str]
+STORIES = {
+    "Anna": "Anna has {} sheep and buys {} more at the market. How many are there now?",
+    "Bert": "On Monday Bert reads {} pages of a long novel, on Tuesday another {}. What is the sum of both?",
+    "Carl": "A train leaves with {} people aboard; at Carl's station {} get on. Count the passengers behind it.",
+}
 
 
 def rows(name: str, count: int) -> list[dict[str, object]]:
     """Traced rows of a source: two right responses and a wrong one to each problem."""
     found: list[dict[str, object]] = []
     for index in range(count):
-        asked = f"{name} has {index + 2} sheep and buys {7 * index + 3} more at the market. How many are there now?"
+        asked = STORIES[name].format(index + 2, 7 * index + 3)
         for sample, answer in enumerate((8 * index + 5, 8 * index + 5, 8 * index + 6)):
             said = f"<think>{index + 2} and {7 * index + 3}, try {sample}.</think> So \\boxed{{{answer}}}."
             found.append({"problem": asked, "answer": str(8 * index + 5), "completion": said, "sample": sample})
@@ -60,8 +65,8 @@ def rows(name: str, count: int) -> list[dict[str, object]]:
 def gather(command: Command, tmp_path: Path) -> Gather:
     """`gather("run", "a", "b")` runs the engine on the sources a and b in the folder run; what was said."""
     exam = tmp_path / "exam.jsonl"
-    exam.write_text('{"question": "Carl has 3 sheep and buys 10 more at the market. How many are there now?"}\n'
-                    '{"question": "What is 1 + 1?", "answer": "2"}\n')  # fmt: skip
+    asked = [{"question": STORIES["Carl"].format(3, 10)}, {"question": "What is 1 + 1?", "answer": "2"}]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in asked))
 
     def call(folder: str, *names: str, more: str = "", status: int = 0) -> str:
         sources = [str(tmp_path / f"{name}.jsonl") for name in names]
@@ -132,7 +137,7 @@ def test_what_was_left_out_can_be_read(gather: Gather, tmp_path: Path) -> None:
     assert lost["in exam"].source.endswith("carl.jsonl") and lost["in exam"].row == 3
     report = decontaminate.read_report(run / "problems")
     assert [hit.test for hit in report.hits] == ["words"] and report.problems == 12
-    assert decontaminate.read_report(run / "measures").rollouts == 33
+    assert decontaminate.read_report(run / "measures").rollouts == 36  # bert tells of a problem of anna too
     example = store.read(run / "sets" / "midtrain", Example)[0]
     assert [message.role for message in example.messages] == ["user", "assistant"] and "sheep" in example.messages[
         0
@@ -140,7 +145,7 @@ def test_what_was_left_out_can_be_read(gather: Gather, tmp_path: Path) -> None:
 
 
 def test_a_rollout_that_quotes_a_benchmark_is_kept_out_and_listed(gather: Gather, tmp_path: Path) -> None:
-    asked = "Carl has 3 sheep and buys 10 more at the market. How many are there now?"
+    asked = STORIES["Carl"].format(3, 10)
     told = rows("Anna", 2)
     told[0]["completion"] = f"<think>I remember this one: {asked}</think> \\boxed{{5}}"
     (tmp_path / "anna.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
@@ -148,7 +153,7 @@ def test_a_rollout_that_quotes_a_benchmark_is_kept_out_and_listed(gather: Gather
     run = tmp_path / "run"
     assert store.manifest(run / "sets" / "midtrain").dropped["quotes a benchmark"] == 1
     (hit,) = decontaminate.read_report(run / "measures").hits
-    assert hit.rollout_id and hit.benchmark == "exam" and "carl has 3 sheep" in hit.words
+    assert hit.rollout_id and hit.benchmark == "exam" and "train leaves with 3 people aboard" in hit.words
 
 
 def test_training_is_refused_without_the_report_on_the_rollouts(

@@ -211,7 +211,7 @@ def test_pauses_grow_and_are_drawn_by_address() -> None:
         ("http://h:80o0", 'url = "http://h:80o0" is no address: http://… or https://… was expected.'),
         (
             "http://me:secret@h/v1",
-            "url holds a user or a password. Put the key into the environment variable that key_env names.",
+            "url holds a user, a password or a query. Put the key into the environment variable that key_env names.",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from algorist import store
+from algorist.data import sources
 from algorist.data.picture import picture
 
 SOURCE_WIDTH = 60  # characters of a source's name that are shown
@@ -92,8 +93,12 @@ def funnel_text(funnel: Funnel) -> str:
 
 
 def _problem_steps(root: Path) -> Iterator[Step]:
-    if made := _manifest(root / "sources" / "problems"):
-        yield Step.of("read from the sources", "problems", made.dropped, made.rows)
+    if (root / "sources" / sources.COUNTS).exists():
+        counts = sources.read_counts(root / "sources")
+        found = sum((count.refused for count in counts), Counter[str]())
+        found["another response to a problem of the same source"] = sum(count.repeats for count in counts)
+        found["responses without a gold answer, kept where another row has one"] = sum(one.goldless for one in counts)
+        yield Step.of("rows read from the sources", "problems", found, sum(count.problems for count in counts))
     if made := _manifest(root / "problems"):
         yield Step.of("once each, in no benchmark", "problems", made.dropped, made.rows)
     if made := _manifest(root / "profiles"):

@@ -28,7 +28,7 @@ from algorist.records import Problem, Rollout, content_id
 if TYPE_CHECKING:
     from algorist.numerics.overlap import Postings
     from algorist.numerics.runs import Sought
-    from algorist.numerics.shingles import Numbers, Rows
+    from algorist.numerics.shingles import Rows
 
 FUZZY = 0.75  # the default: 15 false hits in MATH's training set (7,500) against MATH-500, none in GSM8K's
 _SHINGLE = 3  # words or operators
@@ -138,28 +138,6 @@ def rollout_hits(index: Index, rollouts: Sequence[Rollout]) -> list[Hit]:
         one = rollouts[place]
         met.setdefault(place, replace(_hit(index, known, one.problem_id, run, "words"), rollout_id=one.id))
     return list(met.values())
-
-
-def tokens_sought(index: Index, tokens: Sequence[Sequence[int] | Numbers], length: int) -> Sought:
-    """The index of the benchmark statements as token ids, one sequence a statement, for `token_quotes`.
-
-    Only `length` tokens in a row count. How a word is cut into tokens depends on its neighbours at the ends of a
-    statement alone, and 13 words are about 18 tokens.
-    """
-    from algorist.numerics import runs, shingles
-
-    assert len(tokens) == len(index.statements), "one sequence of tokens for each statement"
-    return runs.sought(shingles.rows(tokens, np.int64), length)
-
-
-def token_quotes(index: Index, statements: Sought, tokens: Sequence[Sequence[int] | Numbers]) -> list[str]:
-    """As `quotes`, for rollouts that are token ids: some ten times as fast, because no text is read."""
-    from algorist.numerics import runs, shingles
-
-    found = [""] * len(tokens)
-    for place, _, known, *_ in runs.shared(statements, shingles.rows(tokens), first=True).tolist():
-        found[place] = index.owners[known][0]
-    return found
 
 
 def _hit(index: Index, known: int, problem_id: str, said: list[str], test: str, score: float | None = None) -> Hit:

@@ -141,14 +141,14 @@ def verify_golds(readings: Sequence[Reading], pool: Pool, refuse: frozenset[str]
     return checked
 
 
-def read_benchmark(path: Path, columns: Mapping[str, str] | None = None) -> list[Problem]:
+def read_benchmark(where: Path | str, columns: Mapping[str, str] | None = None) -> list[Problem]:
     """Every statement of an evaluation file, sound answer or not: a question need not be gradable to leak.
 
     Raises what `read_rows` and `columns_of` raise; the answer column may be missing.
     """
-    head, rows = peeked(read_rows(path))
-    manner = Manner(path.stem, columns_of(str(path), head, COLUMNS, shared=columns))
-    require(str(path), head, manner.columns, "statement")
+    head, rows = peeked(read_rows(where))
+    manner = Manner(Path(where).stem, columns_of(str(where), head, COLUMNS, shared=columns))
+    require(str(where), head, manner.columns, "statement")
     problems = [read_problem(row, number, manner).problem for number, row in enumerate(rows)]
     return [problem for problem in problems if problem.statement]
 

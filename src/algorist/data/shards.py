@@ -181,9 +181,15 @@ def _by_ray(
     ray = _ray(workers)
     remote = ray.remote(num_cpus=1, max_retries=2)(function)
     waiting = {remote.remote(*args): place for place, args in enumerate(arguments)}
-    while waiting:
-        (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-        yield waiting.pop(done), _result(ray, done)
+    try:
+        while waiting:
+            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+            yield waiting.pop(done), _result(ray, done)
+    finally:  # after an error nothing may go on to write beside the next attempt
+        for one in waiting:
+            ray.cancel(one)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting))
 
 
 @functools.cache
@@ -194,7 +200,8 @@ def _ray(workers: int) -> Any:
     except ImportError:
         raise RecipeError('[data] engine = "ray": Ray is not installed. Install algorist[ray].') from None
     if not ray.is_initialized():
-        ray.init(num_cpus=workers or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
+        ray.init(log_to_driver=False, configure_logging=False, **own)
     return ray
 
 

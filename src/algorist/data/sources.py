@@ -63,6 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.benchmarks:
             raise ValueError("benchmarks must name at least one file.")
+        if wrong := [name for name in self.benchmarks if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]:
+            raise ValueError(f'benchmarks: "{wrong[0]}" cannot be the name of a folder. Use letters, digits, ._-')
         if self.ngram < 1 or self.workers < 0:
             raise ValueError("ngram must be at least 1 and workers at least 0.")
         if not 0 <= self.fuzzy <= 1 or not 0 <= self.near <= 1:
@@ -105,7 +107,7 @@ def write_benchmarks(folder: Path, settings: Settings, toy: world.Settings, seed
             steps = range(toy.fewest_steps, toy.most_steps + 1)
             asked = world.problems(seed, "held out", toy.held_out, steps, toy.distractors)
         else:
-            asked = read_benchmark(Path(source), settings.columns)
+            asked = read_benchmark(source, settings.columns)
         unique, dropped = dedup.unique(asked)
         found = [problem for problem in unique if problem.answer]
         if len(found) < len(unique):
@@ -164,7 +166,7 @@ def write_sources(folder: Path, settings: Settings, toy: world.Settings, seed: i
     store.write_json(folder / COUNTS, {"sources": [vars(count) for count in counts]})
     if not any(count.problems for count in counts):
         refused = sum((count.refused for count in counts), Counter[str]())
-        reasons = ", ".join(f"{times:,} {reason}" for reason, times in refused.most_common())
+        reasons = ", ".join(f"{times:,} {reason}" for reason, times in refused.most_common()) or "the sources are empty"
         rows = sum(count.rows for count in counts)
         raise RecipeError(f"[data] problems: none of {rows:,} rows became a problem ({reasons}). Name other files.")
     return counts

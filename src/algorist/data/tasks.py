@@ -9,6 +9,7 @@ Shard k of each of them is of the same problems, and is made from shard k of tho
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from algorist import store
-from algorist.data import clean, labels, measures, profiles, repetition, sets, sources, teacher, verdicts
+from algorist.data import clean, labels, measures, profiles, readers, repetition, sets, sources, teacher, verdicts
 from algorist.data.curate import Settings as Curate
-from algorist.data.shards import Engine, Job, build, made_from
+from algorist.data.shards import Engine, Job, build, made_from, over
+from algorist.errors import RunError
 from algorist.generate import answers
 from algorist.model import chat
 from algorist.recipe import Recipe
@@ -52,10 +54,12 @@ def sections() -> dict[str, tuple[Any, ...]]:
 def tasks(recipe: Recipe) -> list[Task]:
     """The data engine's tasks, each after those that it needs."""
     data, curate = recipe.of("data", sources.Settings), recipe.of("curate", Curate)
-    asked = tuple(Path(name) for name in data.benchmarks.values() if name != sources.TOY)
+    asked = tuple(path for name in data.benchmarks.values() if name != sources.TOY for path in readers.files_of(name))
     held_out = ("seed", "data.benchmarks", "data.columns", "toy.held_out", *_STORY)
     told = ("data.problems", "data.sources", "data.columns", "data.refuse", "toy.problems", *_STORY)
     asking: teacher.Settings = recipe.of("teacher", teacher.Settings)
+    counted = ("model.base", "data.ngram", "repetition")
+    words = chat.tokenizer_files(recipe.of("model", chat.Settings).base)
     judged = ("verify",) if asking.cap > asking.samples else ()
     found = [
         Task("benchmarks", (), held_out, _benchmarks, asked),
@@ -63,7 +67,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task("problems", ("benchmarks", "sources"), ("data.ngram", "data.fuzzy", "data.near"), _problems),
         Task("rollouts", ("sources", "problems"), ("seed", "teacher", *judged), _rollouts),
         Task("verdicts", ("problems", "rollouts"), ("verify", "judge"), _verdicts),
-        Task("measures", ("benchmarks", "problems", "rollouts"), ("model.base", "data.ngram", "repetition"), _measures),
+        Task("measures", ("benchmarks", "problems", "rollouts"), counted, _measures, words),
         Task("profiles", ("problems", "rollouts", "verdicts"), ("labels",), _profiles),
     ]
     for name in sets.SETS:
@@ -114,6 +118,7 @@ def _problems(context: Context) -> None:
 def _rollouts(context: Context) -> None:
     """Ask the teacher for what the log lacks, then read every shard's rollouts from the log and the traces."""
     root, settings = context.root, context.of("teacher", teacher.Settings)
+    measures.load(context.of("model", chat.Settings).base)  # a wrong name shows before the teacher has cost anything
     log, seed = root / answers.FILE, context.recipe.seed
     told = store.manifest(root / "problems")
     problems = [root / "problems" / shard for shard in told.shards]
@@ -121,16 +126,34 @@ def _rollouts(context: Context) -> None:
     with Pool.of(context.recipe) as pool:
         usage = teacher.ask(problems, log, settings, seed=seed, judge=_judge(problems, pool), traces=traces)
     context.say(f"rollouts: {_spent(usage, settings)}" if settings.urls else "rollouts: no teacher is asked")
-    lost = 0
-    for index, (shard, own) in enumerate(zip(problems, traces, strict=True)):
-        brought = store.read_shard(own, Rollout)
-        found = teacher.rollouts_of(shard, log, settings, seed=seed, traces=brought)
-        known = {problem.id for problem in store.read_shard(shard, Problem)}
-        orphans = sum(trace.problem_id not in known for trace in brought)
-        lost += orphans
-        store.write_shard(root / "rollouts", index, Rollout, found, dropped={"its problem was left out": orphans})
-    made = store.finish(root / "rollouts", Rollout, parents=[told.id, store.manifest(root / "sources" / "traces").id])
+    if usage.found:
+        with answers.reading(log) as known:
+            paid = known.spent()
+            context.say(f"rollouts: the log holds {len(known):,} samples, for {paid[0]:,} + {paid[1]:,} tokens in all")
+    arguments = [
+        (shard, own, root / "rollouts" / shard.name, log, settings, seed)
+        for shard, own in zip(problems, traces, strict=True)
+    ]
+    for _ in over(write_rollouts, arguments, _engine(context)):
+        pass
+    parents = [told.id, store.manifest(root / "sources" / "traces").id]
+    made = store.finish(root / "rollouts", Rollout, parents=parents, shards=told.shards)
     context.say(f"rollouts: {made.rows:,} to {told.rows:,} problems{dropped(made)}")
+
+
+def write_rollouts(problems: Path, traces: Path, out: Path, log: Path, settings: teacher.Settings, seed: int) -> None:
+    """Write a shard of rollouts: what the log has of its problems, and the traces that came with them."""
+    brought = store.read_shard(traces, Rollout)
+    found = teacher.rollouts_of(problems, log, settings, seed=seed, traces=brought)
+    known = set(store.read_columns(problems, ("id",))["id"].to_pylist())
+    traced = {trace.problem_id for trace in brought}
+    said = Counter(rollout.problem_id for rollout in found if not rollout.source)
+    asked = [own for own in known if settings.ask_traced or own not in traced] if settings.urls else []
+    dropped = {
+        "its problem was left out": sum(trace.problem_id not in known for trace in brought),
+        "the teacher gave no answer": sum(max(settings.samples - said[own], 0) for own in asked),
+    }
+    store.write_shard(out.parent, int(out.stem), Rollout, found, dropped=dropped)
 
 
 def _spent(usage: teacher.Usage, settings: teacher.Settings) -> str:
@@ -205,6 +228,8 @@ def _profiles(context: Context) -> None:
     if settings.urls:
         told_by = labels.ask(shards, log, settings)
         counts = f"{told_by.asked:,} labels by {settings.model}, {told_by.found:,} were in the log before"
+        if told_by.refused and not told_by.asked + told_by.found:
+            raise RunError(f"[labels] {settings.model}: nothing was answered ({told_by.words}). Mend [labels].")
         without = f"{told_by.unreadable:,} replies unreadable, {told_by.refused:,} questions refused"
         context.say(f"profiles: {counts}; {without}{f' ({told_by.words})' if told_by.words else ''}")
     jobs = []

@@ -64,7 +64,8 @@ def write(
         read = [store.facts(path).content for path in paths]
         origin = made_from(judge_shard, verifier(), asdict(limits), asdict(conventions), *read)
         jobs.append(Job(rules / shard, (*paths, rules / shard, limits, conventions, origin), origin))
-    build("verify", judge_shard, jobs, engine, [folder / judge.RULES if settings.url else folder for folder in older])
+    # Whether a judge came after them changes nothing in what the rules say.
+    build("verify", judge_shard, jobs, engine, [place for folder in older for place in (folder / judge.RULES, folder)])
     made = store.finish(rules, Verdict, parents=[said.id])
     if not settings.url:
         return made
@@ -79,7 +80,7 @@ def write(
         judged = iter(_second_opinion([one for some in found for one in some], asked, settings, root / judge.CACHE))
         for shard, some in zip(part, found, strict=True):
             store.write_shard(target, int(Path(shard).stem), Verdict, list(itertools.islice(judged, len(some))))
-    return store.finish(target, Verdict, parents=[said.id, made.id])
+    return store.finish(target, Verdict, parents=[said.id, made.id], shards=said.shards)
 
 
 def tally(folder: Path, made: store.Manifest) -> Counter[str]:

@@ -222,9 +222,9 @@ def check_address(url: str, expected: str = "http://… or https://…") -> None
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL()
-    if parsed.userinfo:  # not shown: recipes travel
+    if parsed.userinfo or parsed.query or parsed.fragment:  # not shown: recipes travel
         raise ValueError(
-            "url holds a user or a password. Put the key into the environment variable that key_env names."
+            "url holds a user, a password or a query. Put the key into the environment variable that key_env names."
         )
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f'url = "{url}" is no address: {expected} was expected.')

@@ -69,6 +69,12 @@ class Chat:
         return self.tokenizer.decode(body, skip_special_tokens=False)  # type: ignore[no-any-return]
 
 
+def tokenizer_files(source: str) -> tuple[Path, ...]:
+    """The files of a local model folder that its tokenizer is read from; none of a hub model or the toy."""
+    known = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+    return tuple(sorted(path for pattern in known for path in Path(source).glob(pattern) if path.is_file()))
+
+
 def load_tokenizer(source: str) -> Any:
     """The tokenizer of a local folder or a hub name. Raises RecipeError where there is none."""
     from transformers import AutoTokenizer

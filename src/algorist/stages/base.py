@@ -53,7 +53,7 @@ def curate(run: Run) -> store.Manifest:
     data = run.recipe.of("data", sources.Settings)
     asked = sources.read_questions(run.root / "benchmarks", list(data.benchmarks))
     told = world.problems(run.seed, "base", settings.bare_answers, range(1, settings.most_steps + 1))
-    problems, _ = decontaminate.decontaminate(told, asked, data.ngram)
+    problems, _ = decontaminate.decontaminate(told, asked, data.ngram, data.fuzzy)
     for problem in problems:
         prompt = chat.prompt_ids(problem.statement)
         samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))

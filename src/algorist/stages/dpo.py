@@ -52,7 +52,8 @@ def curate(run: Run) -> store.Manifest:
         pairs, too_long = token_pairs(run.set / shard, shards, run.chat, sequence_length=run.settings.sequence_length)
         scored = _with_reference(pairs, reference, run.training.tokens_per_batch)
         store.write_shard(run.data, index, Pair, scored, dropped=too_long)
-    return store.finish(run.data, Pair, parents=[chosen.id, checkpoints.card(Path(run.parent)).id])
+    parents = [chosen.id, checkpoints.card(Path(run.parent)).id]
+    return store.finish(run.data, Pair, parents=parents, shards=chosen.shards)
 
 
 def plan(run: Run) -> Plan:

@@ -45,7 +45,7 @@ def curate(run: Run) -> store.Manifest:
             run.set / shard, measures, run.chat, sequence_length=run.settings.sequence_length
         )
         store.write_shard(run.data, index, Sample, samples, dropped=too_long)
-    return store.finish(run.data, Sample, parents=[chosen.id])
+    return store.finish(run.data, Sample, parents=[chosen.id], shards=chosen.shards)
 
 
 def plan(run: Run) -> Plan:

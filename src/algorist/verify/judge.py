@@ -75,6 +75,8 @@ class Settings:
     trust: str = "rules"  # whose word is kept where the rules say different and the judge says equal: rules or judge
 
     def __post_init__(self) -> None:
+        if self.url and (set("@?#") & set(self.url)):  # not shown: recipes travel
+            raise ValueError("url holds a user, a password or a query. Put the key into OPENAI_API_KEY.")
         if self.url and not _is_address(self.url):
             raise ValueError(f'url = "{self.url}" is no address: http://… or https://… was expected.')
         if self.url and not self.model:
