@@ -2,147 +2,34 @@
 
     python docs/make_tour.py runs/tiny [PAGE]
 
-Everything on the page that is a record, a count or a score is read from the run. The problem is chosen by rule (`choose`),
-so that the same run gives the same page. PAGE is where to write; docs/tour.md unless given.
+Everything on the page that is a record, a count or a score is read from the run. The problem is chosen by rule
+(`choose` in tour_run.py), so that the same run gives the same page. PAGE is where to write; docs/tour.md unless given.
 """
 
 from __future__ import annotations
 
-import io
-import itertools
 import json
 import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from rich.console import Console
+from tour_run import STAGES, WIDTH, Group, Tour, batch, choose, first_step, moved, place, story
 
-from algorist import journal, recipe, show, store, tasks, trace
-from algorist.data import curate, leakage, teacher
+from algorist import store, trace
+from algorist.data import curate, leakage, sets, teacher
 from algorist.data.decontaminate import read_report
-from algorist.errors import AlgoristError, RunError
+from algorist.errors import AlgoristError
 from algorist.generate import answers
-from algorist.model import chat
-from algorist.numerics.address import rng
 from algorist.numerics.advantages import group_relative
-from algorist.numerics.groups import select
-from algorist.records import CARD, Example, Measure, Pair, Preference, Problem, Profile, Rollout, Sample, Verdict
-from algorist.stage import Run
-from algorist.stages import midtrain, rlvr
+from algorist.records import CARD, Example, Measure, Preference, Profile, Rollout, Verdict
+from algorist.stages import rlvr
 
-HERE = Path(__file__).resolve().parent
-PAGE = HERE / "tour.md"
-STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
-WIDTH = 120  # characters of a line of prose
+PAGE = Path(__file__).resolve().parent / "tour.md"
 IDS, TEXT = 6, 60  # token ids and characters that are shown of what is cut
-ALIKE, SHOWN = 4, 3  # more lines than ALIKE of one kind and place are cut to SHOWN
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Group:
-    """What the policy said to the problem in generation 0, in the order in which it said it."""
-
-    said: tuple[tuple[Rollout, Verdict], ...]
-    learned: frozenset[str]  # ids of the rollouts that were learned from
-
-
-@dataclass(frozen=True)
-class Tour:
-    """A run, and the problem that is followed through it."""
-
-    root: Path
-    name: str  # of the run's folder, as the page writes it
-    recipe: recipe.Recipe
-    problem: Problem
-    pair: Pair
-    sample: Sample  # of the pair's chosen rollout
-    group: Group
-    candidates: int  # problems that the rule left
-
-    def read(self, place: str, kind: type[Item]) -> list[Item]:
-        """All records of a data set of the run."""
-        return store.read(self.root / place, kind)
-
-    def own(self, place: str, kind: type[Item]) -> list[Item]:
-        """Those of the problem."""
-        return [one for one in self.read(place, kind) if cast(Any, one).problem_id == self.problem.id]
-
-    def of(self, section: str, kind: type[Item]) -> Item:
-        """A section of the recipe."""
-        return self.recipe.of(section, kind)
-
-    def made(self, place: str) -> store.Manifest:
-        """The manifest of a data set of the run."""
-        return store.manifest(self.root / place)
-
-
-def choose(root: Path) -> Tour:
-    """The problem to follow. One with these properties:
-
-    - generation 0 of stage 4 learned from right and wrong responses to it;
-    - it has a pair in stage 3;
-    - the right rollout of that pair is a sample of stages 1 and 2, and the only one of stage 1 with these tokens.
-
-    Of several, one that stage 4 asked again comes first, then the one that it asked least often, then the pair with the
-    smallest id. Raises RunError where the run is not finished or no problem is left.
-    """
-    if not (root / "report.md").exists():
-        raise RunError(f"{root}: is no finished run (there is no report.md). Run the recipe to its end first.")
-    said = recipe.read(root / "recipe.toml", tasks.sections())
-    groups = generation(root, said)
-    learned = [sample.rollout_id for sample in store.read(root / "sft" / "data", Sample)]
-    samples = store.read(root / "midtrain" / "data", Sample)
-    times = defaultdict(int)
-    for sample in samples:
-        times[sample.tokens] += 1
-    usable = {one.rollout_id: one for one in samples if times[one.tokens] == 1 and one.rollout_id in set(learned)}
-    pairs = store.read(root / "dpo" / "data", Pair)
-    in_both = [pair for pair in pairs if pair.chosen_id in usable]
-    left = [pair for pair in in_both if pair.problem_id in groups and groups[pair.problem_id].learned]
-    if not left:
-        raise RunError(
-            f"{root}: no problem goes through every stage. Of {len(pairs):,} pairs {len(in_both):,} prefer a rollout that "
-            f"stages 1 and 2 learned from, and generation 0 of stage 4 learned from none of these. Take a larger recipe."
-        )
-    size = said.of("rlvr", rlvr.Settings).group_size
-    sampled = {problem: len(group.said) for problem, group in groups.items()}
-    order = sorted(left, key=lambda pair: (sampled[pair.problem_id] == size, sampled[pair.problem_id], pair.id))
-    pair, problems = order[0], {problem.id: problem for problem in store.read(root / "problems", Problem)}
-    own, group = usable[pair.chosen_id], groups[pair.problem_id]
-    count = len({pair.problem_id for pair in left})
-    return Tour(root, f"runs/{said.name}", said, problems[pair.problem_id], pair, own, group, count)
-
-
-def generation(root: Path, said: recipe.Recipe) -> dict[str, Group]:
-    """The groups of generation 0 by problem; which responses were learned from is drawn again, as the stage drew it."""
-    settings = said.of("rlvr", rlvr.Settings)
-    rollouts = store.read_shard(root / "rlvr" / "rollouts" / "00000.parquet", Rollout)
-    verdicts = store.read_shard(root / "rlvr" / "verdicts" / "00000.parquet", Verdict)
-    found: dict[str, list[tuple[Rollout, Verdict]]] = defaultdict(list)
-    for rollout, verdict in zip(rollouts, verdicts, strict=True):
-        found[rollout.problem_id].append((rollout, verdict))
-    groups = {}
-    for problem, group in found.items():
-        judged = [(rollout, verdict.right) for rollout, verdict in group if verdict.right is not None]
-        generator = rng(said.seed, "rlvr", "balance", 0, problem)
-        limits = {"balance": settings.balance, "max_accuracy": settings.max_prompt_accuracy}
-        kept = select([right for _, right in judged], generator, **cast(Any, limits)).kept
-        groups[problem] = Group(tuple(group), frozenset(judged[place][0].id for place in kept))
-    count, told = sum(len(group.learned) for group in groups.values()), first_step(root)["learned_from"]
-    if count != told:
-        raise RunError(f"{root}: generation 0 learned from {told} responses, {count} are found. Use the code of the run.")
-    return groups
-
-
-def first_step(root: Path) -> dict[str, Any]:
-    """The journal's line of the first generation."""
-    return next(entry for entry in journal.read(root / "rlvr") if "learned_from" in entry)
 
 
 def head(tour: Tour) -> Iterator[str]:
@@ -152,23 +39,23 @@ def head(tour: Tour) -> Iterator[str]:
     dirty = len({hit.problem_id for hit in about.hits})
     yield "# A tour along one problem"
     yield prose(f"""Everything below is printed from one finished run of `recipes/{tour.recipe.name}.toml` by
-        `python docs/make_tour.py {tour.name}`: no record is made up, none is mended. Edit that script, not this page. The
-        problem was chosen because it goes through every stage; of {made.rows:,} problems {tour.candidates:,} do so within
-        the first generation of stage 4, and the script says by which rule it is this one. Ids are hashes of content, so
-        the same code and the same recipe give the same ids to problems and rollouts of the teacher on any machine. Long
-        lists and texts that were shown before are cut with "…".""")
+        `python docs/make_tour.py {tour.name}`: no record is made up, none is mended. Edit that script, not this
+        page. The problem was chosen because it goes through every stage; of {made.rows:,} problems
+        {tour.candidates:,} do so within the first generation of stage 4, and the script says by which rule it is
+        this one. Ids are hashes of content, so the same code and the same recipe give the same ids to problems and
+        rollouts of the teacher on any machine. Long lists and texts that were shown before are cut with "…".""")
     yield fenced(f"algorist run recipes/{tour.recipe.name}.toml --out {tour.name}")
     yield "## 1. A problem"
-    yield prose(f"""The world of the {tour.recipe.name} recipe is a year of a game: each month one player's points change,
-        other players distract. The level follows from the number of steps.""")
+    yield prose(f"""The world of the {tour.recipe.name} recipe is a year of a game: each month one player's points
+        change, other players distract. The level follows from the number of steps.""")
     yield shown(tour.problem)
-    yield prose("""`source` and `row` name the file that a problem was read from, and its row there. A problem of this world
-        was made, not read: its source is the world, with the number of steps, and its row is -1.""")
-    yield prose(f"""Before anything is learned from it, the problem is compared with all others and with the benchmarks. Of
-        {given.rows:,} problems {given.rows - about.problems or "none"} repeated another; {dirty:,} shared {about.ngram}
-        words in a row with a held-out one or, too short for that, were the same, and were left out. The file
-        `decontamination.json` in the folder of the problems holds the report; without it no stage starts. The one in the
-        folder of the measures is about what rollouts say: of {quoted.rollouts:,}
+    yield prose("""`source` and `row` name the file that a problem was read from, and its row there. A problem of
+        this world was made, not read: its source is the world, with the number of steps, and its row is -1.""")
+    yield prose(f"""Before anything is learned from it, the problem is compared with all others and with the
+        benchmarks. Of {given.rows:,} problems {given.rows - about.problems or "none"} repeated another; {dirty:,}
+        shared {about.ngram} words in a row with a held-out one or, too short for that, were the same, and were left
+        out. The file `decontamination.json` in the folder of the problems holds the report; without it no stage
+        starts. The one in the folder of the measures is about what rollouts say: of {quoted.rollouts:,}
         {len(quoted.hits) or "none"} quoted a benchmark.""")
 
 
@@ -185,17 +72,18 @@ def said(tour: Tour) -> Iterator[str]:
     yield prose(f"""The teacher is asked {settings.samples} times at temperature {settings.temperature}.
         {len(rollouts)} rollouts came back, {profile.right} right and {profile.wrong} wrong{unjudged}. One of each:""")
     yield from (shown(one) for one in two)
-    yield prose(f"""The rollouts of a teacher have no token ids: a server sends text. Those of stage 4 have them. What a
-        server sends is in the log of answers, `answers.sqlite`, before it counts: {answered:,} answers in this run. Killed
-        at any moment, the same command goes on without asking for one of them again.""")
+    yield prose(f"""The rollouts of a teacher have no token ids: a server sends text. Those of stage 4 have them;
+        `source`, `row` and `label` are of traces, which come with a data set instead. What a server sends is in the
+        log of answers, `answers.sqlite`, before it counts: {answered:,} answers in this run. Killed at any moment,
+        the same command goes on without asking for one of them again.""")
     yield "## 3. Verdicts"
-    yield prose("""The answer is taken out of the text and compared with the gold one. `right` may also be null, when it
-        could not be judged; the reason says why.""")
+    yield prose("""The answer is taken out of the text and compared with the gold one. `right` may also be null,
+        when it could not be judged; the reason says why.""")
     yield from (shown(verdicts[one.id]) for one in two)
     yield "## 4. What can be counted"
-    yield prose("""Of every rollout, right or wrong: its length in the tokens of the model to be trained, whether it goes
-        round in circles (`repetition`), which benchmark it quotes (`leak`), and its token ids. A response is tokenised
-        here and nowhere else.""")
+    yield prose("""Of every rollout, right or wrong: its length in the tokens of the model to be trained, whether it
+        goes round in circles (`repetition`), which benchmark it quotes (`leak`), and its token ids. A response is
+        tokenised here and nowhere else.""")
     yield shown(next(one for one in tour.own("measures", Measure) if one.rollout_id == two[0].id))
     yield prose(f"""Of the problem, once its rollouts are judged: {profile.right} right ones of
         {profile.right + profile.wrong} are its pass rate, the measure of how hard it is.""")
@@ -210,27 +98,28 @@ def imitation(tour: Tour) -> Iterator[str]:
     of = f"All {right}" if right == len(examples) else f"{len(examples)} of {right}"
     view = ["batch", "--stage", "midtrain", "--step", str(step[0]), "--count", str(step[1])]
     yield "## 5. Stage 1: an example and its sample"
-    yield prose(f"""Every right rollout that ended by itself and quotes no benchmark becomes an example: a conversation, as
-        other trainers read it. {of} right ones of this problem are among the {first.rows:,} of `sets/midtrain`. Left out
-        of all rollouts: {reasons(first.dropped)}.""")
+    yield prose(f"""Every right rollout that ended by itself and quotes no benchmark becomes an example: a
+        conversation, as other trainers read it. {of} right ones of this problem are among the {first.rows:,} of
+        `sets/midtrain`. Left out of all rollouts: {reasons(first.dropped)}.""")
     yield shown(next(one for one in examples if one.rollout_id == tour.pair.chosen_id))
-    yield prose("""The stage makes a sample of it: the token ids of the prompt, of the response as they were stored with its
-        measure, and the end of turn.""")
+    yield prose(f"""The stage makes a sample of it: {tour.sample.prompt_len} token ids of the prompt, the
+        {len(tour.sample.tokens) - tour.sample.prompt_len - 1} of the response as they were stored with its measure,
+        and the end of turn.""")
     yield shown(tour.sample)
-    yield prose(f"""The same sample as the loss sees it in step {step[0]:,}, trained tokens in brackets. The last one is the
-        end of turn: it is trained like any other.""")
-    yield fenced("\n".join([f"$ algorist show {tour.name} {' '.join(view)}", *batch(tour, *step)]))
+    yield prose(f"""The same sample as the loss sees it in step {step[0]:,}, trained tokens in brackets. The last
+        one is the end of turn: it is trained like any other.""")
+    yield fenced("\n".join([f"$ algorist show {tour.name} {' '.join(view)}", batch(tour, *step)]))
     yield "## 6. Stage 2: the hard and clean part"
-    yield prose(f"""{second.rows:,} examples stay in `sets/sft` (left out: {reasons(second.dropped)}). Of this problem
-        {len(chosen)} {"stays" if len(chosen) == 1 else "stay"}: the one above is among them, and its sample is the same,
-        since its id is made from rollout and tokens, and these are the same as in stage 1.""")
+    yield prose(f"""{second.rows:,} examples stay in `sets/sft` (left out: {reasons(second.dropped)}). Of this
+        problem {len(chosen)} {"stays" if len(chosen) == 1 else "stay"}: the one above is among them, and its sample
+        is the same, since its id is made from rollout and tokens, and these are the same as in stage 1.""")
 
 
 def preference(tour: Tour) -> Iterator[str]:
     """Stage 3."""
     made, pair = tour.made("sets/dpo"), tour.pair
     row = next(one for one in tour.own("sets/dpo", Preference) if one.chosen_id == pair.chosen_id)
-    told = store.read_json(tour.root / "sets" / "dpo" / leakage.LEAKAGE)["readings"]
+    told = store.read_json(tour.root / "sets" / "dpo" / sets.LEAKAGE)["readings"]
     gap = cast(float, pair.chosen_ref_logprob) - cast(float, pair.rejected_ref_logprob)
     rows = [
         f"| {one['group']} | {one['auc']:.2f} | {one['low']:.2f} to {one['high']:.2f} |"
@@ -238,20 +127,21 @@ def preference(tour: Tour) -> Iterator[str]:
         if one["name"] == leakage.TOGETHER and one["group"] in leakage.KNOBS
     ]
     yield "## 7. Stage 3: a pair"
-    yield prose(f"""A wrong rollout, which the stages before threw away, finds a right one of similar length. There are
-        {made.rows:,} such preferences in `sets/dpo`. What is left out is counted in rollouts: {reasons(made.dropped)}.""")
+    yield prose(f"""A wrong rollout, which the stages before threw away, finds a right one of similar length. There
+        are {made.rows:,} such preferences in `sets/dpo`. What is left out is counted in rollouts:
+        {reasons(made.dropped)}.""")
     yield shown(row, brief=True)
-    yield prose("""Before anything is learned from the pairs, it is asked whether the form of a response alone tells the right
-        one from the wrong one: by length, by format, by style, each with the best score that can be made of it. An AUC of
-        0.5 says nothing, 1 tells all.""")
+    yield prose("""Before anything is learned from the pairs, it is asked whether the form of a response alone tells
+        the right one from the wrong one: by length, by format, by style, each with the best score that can be made
+        of it. An AUC of 0.5 says nothing, 1 tells all.""")
     yield "\n".join(["| form | AUC | 95 % interval |", "|---|---|---|", *rows])
-    yield prose(f"""Where an interval lies above {tour.of("curate", curate.Settings).dpo.max_auc} the set is refused. The
-        table is from `sets/dpo/leakage.json`, which has each property too. The stage then makes token ids of the
-        preference, and the reference, which is the checkpoint of stage 2, gives both a log-probability before the first
-        step.""")
+    yield prose(f"""Where a whole interval lies above {tour.of("curate", curate.Settings).dpo.max_auc} the set is
+        refused. The table is from `sets/dpo/leakage.json`, which has each property too. The stage then makes token
+        ids of the preference, and the reference, which is the checkpoint of stage 2, gives both a log-probability
+        before the first step.""")
     yield shown(pair)
-    yield prose(f"""The reference prefers the {"right" if gap > 0 else "wrong"} one by {abs(gap):.2f} nats before the stage
-        begins; DPO learns from how that changes.""")
+    yield prose(f"""The reference prefers the {"right" if gap > 0 else "wrong"} one by {abs(gap):.2f} nats before
+        the stage begins; DPO learns from how that changes.""")
 
 
 def own_rollouts(tour: Tour) -> Iterator[str]:
@@ -269,14 +159,15 @@ def own_rollouts(tour: Tour) -> Iterator[str]:
     whole = f"algorist show {tour.name} batch --stage rlvr --step 0 --count {entry['groups']}"
     yield "## 8. Stage 4: a group"
     yield prose(f"""`sets/rlvr` holds {asked.rows:,} questions{left_out(asked)}. The checkpoint of stage 3 answered
-        {candidates:,} of them {rounds} times each, and {kept.rows:,} were kept, this one among them{left_out(kept)}. In
-        generation 0 (the first is 0), at temperature {entry["temperature"]:.2f}, the policy answered it
-        {len(group.said)} times{again}. {len(right)} {"was" if len(right) == 1 else "were"} right:""")
+        {candidates:,} of them {rounds} times each, and {kept.rows:,} were kept, this one among
+        them{left_out(kept)}. In generation 0 (the first is 0), at temperature {entry["temperature"]:.2f}, the
+        policy answered it {len(group.said)} times{again}. {len(right)} {"was" if len(right) == 1 else "were"}
+        right:""")
     yield fenced("\n".join(" ".join(line) for line in sorted(lines, key=lambda line: "+-.".index(line[0]))))
-    yield prose(f"""All {len(right)} right ones (+) and {drawn} wrong ones drawn at random (-) are learned from, the others
-        (.) are not. Rewards of +1 and −1, half and half, give advantages of exactly +1 and −1. Unbalanced they would have
-        been {signed(plain.max())} and {signed(plain.min())}. `{whole}` prints the {entry["groups"]} groups that were learned
-        from. The journal of this step:""")
+    yield prose(f"""All {len(right)} right ones (+) and {drawn} wrong ones drawn at random (-) are learned from, the
+        others (.) are not. Rewards of +1 and −1, half and half, give advantages of exactly +1 and −1. Unbalanced
+        they would have been {signed(plain.max())} and {signed(plain.min())}. `{whole}` shows all {entry["groups"]}
+        prompts that this step learned from. The journal of this step:""")
     yield fenced(json.dumps(entry, indent=2), "json")
 
 
@@ -286,13 +177,13 @@ def outcome(tour: Tour) -> Iterator[str]:
     names = ("stage", "id", "step", "parents", "tokens")
     scores = store.read_json(tour.root / "scores.json")
     last, first = scores[-1], scores[0]
+    problem, shares, samples, why = moved(tour, last["benchmark"])
     yield "## 9. Checkpoints"
     yield "Each names its parents, checkpoint first, then data set:"
     yield fenced("\n".join(json.dumps({name: card[name] for name in names}) for card in cards), "json")
     yield "## 10. A score"
-    yield prose(f"""The problem itself is trained on and never scored. {last["problems"]:,} others are, {last["samples"]}
-        times each, by every checkpoint and with the same addresses of chance. One of them, {moved_by(tour)}:""")
-    problem, shares, samples = moved(tour, last["benchmark"])
+    yield prose(f"""The problem itself is trained on and never scored. {last["problems"]:,} others are,
+        {last["samples"]} times each, by every checkpoint and with the same addresses of chance. One of them, {why}:""")
     yield dumped({name: getattr(problem, name) for name in ("id", "statement", "answer", "source")})
     rows = [f"| {stage} | {shares[stage]:.2f} | `{cell(samples[stage])}` |" for stage in STAGES]
     yield "\n".join(["| checkpoint | share of right samples | its first sample |", "|---|---|---|", *rows])
@@ -302,3 +193,95 @@ def outcome(tour: Tour) -> Iterator[str]:
     yield fenced("\n".join([f"$ algorist why {tour.problem.id} --run {tour.name}", *story(tour)]))
     yield prose(f"""The arrow marks the record that was asked for. From the base model to the last stage:
         {percent(first)} to {percent(last)}. The README has the whole table.""")
+
+
+def prose(text: str) -> str:
+    """A paragraph in lines of at most WIDTH characters."""
+    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def fenced(text: str, language: str = "") -> str:
+    """A block of code."""
+    return f"```{language}\n{text}\n```"
+
+
+def shown(record: Any, *, brief: bool = False) -> str:
+    """A record as JSON, a line for each field; lists of numbers are cut, and where it is brief, texts too."""
+    return dumped({name: cut(value, brief) for name, value in asdict(record).items()})
+
+
+def dumped(fields: Mapping[str, Any]) -> str:
+    """JSON with a line for each field, and one for each table inside of it."""
+    lines = []
+    for name, value in fields.items():
+        rows = [json.dumps(one, ensure_ascii=False) for one in value] if isinstance(value, list) else []
+        inner = ",\n".join(f"    {row}" for row in rows)
+        tables = bool(value) and isinstance(value, list) and isinstance(value[0], dict)
+        text = f"[\n{inner}\n  ]" if tables else json.dumps(value, ensure_ascii=False)
+        lines.append(f"  {json.dumps(name)}: {text}")
+    return fenced("{\n" + ",\n".join(lines) + "\n}", "json")
+
+
+def cut(value: Any, brief: bool) -> Any:
+    """A value with long lists of numbers, and long texts where it is brief, cut."""
+    if isinstance(value, dict):
+        return {name: cut(inner, brief) for name, inner in value.items()}
+    if isinstance(value, list | tuple) and value and isinstance(value[0], int | float):
+        return list(value) if len(value) <= IDS else [*value[:IDS], f"… {len(value)} in all"]
+    if isinstance(value, list | tuple):
+        return [cut(inner, brief) for inner in value]
+    return f"{value[:TEXT]}…" if brief and isinstance(value, str) and len(value) > TEXT else value
+
+
+def reasons(dropped: Mapping[str, int]) -> str:
+    """`5,130 different, 536 cut off`, the most frequent first."""
+    return ", ".join(f"{n:,} {why}" for why, n in sorted(dropped.items(), key=lambda item: (-item[1], item[0])))
+
+
+def left_out(made: store.Manifest) -> str:
+    """` (left out: 1 too hard)`, or nothing where nothing was."""
+    return f" (left out: {reasons(made.dropped)})" if made.dropped else ""
+
+
+def sign(rollout: Rollout, verdict: Verdict, group: Group) -> str:
+    """+ and - of what was learned from, . of what was not."""
+    return "." if rollout.id not in group.learned else "+" if verdict.right else "-"
+
+
+def ends(text: str) -> str:
+    """How a response begins and ends."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= WIDTH - 20 else f"{folded[:38]} … {folded[-60:]}"
+
+
+def cell(text: str) -> str:
+    """A response as code inside of a table."""
+    return trace.harmless(" ".join(text.split())).replace("|", "\\|").replace("`", "'")
+
+
+def signed(value: Any) -> str:
+    """`+1.48`, `−0.67`."""
+    return f"{float(value):+.2f}".replace("-", "−")
+
+
+def percent(score: Mapping[str, Any]) -> str:
+    """`42.0 % (38.4 to 45.7)`."""
+    return f"{100 * score['value']:.1f} % ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+
+
+PARTS: Sequence[Callable[[Tour], Iterator[str]]] = (head, said, imitation, preference, own_rollouts, outcome)
+
+
+def page(root: Path) -> str:
+    """The whole of docs/tour.md."""
+    tour = choose(root)
+    return "\n\n".join(block for part in PARTS for block in part(tour)) + "\n"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python docs/make_tour.py RUN [PAGE]")
+    try:
+        (Path(sys.argv[2]) if len(sys.argv) == 3 else PAGE).write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    except AlgoristError as error:
+        sys.exit(str(error))

@@ -199,14 +199,15 @@ def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) 
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     with begin(undisturbed, many, until="verdicts") as beside:
         killed_at(run, r"os.rename .*/\.recipe\.toml\.draft$", many, until="verdicts")
-        kept = {}
-        for task in ("rollouts", "verdicts"):
-            killed_at(run, rf"os.rename .*/{task}/\.00001\.parquet\.draft$", many, until="verdicts")
-            assert [path.name for path in (run / task).glob("[0-9]*")] == ["00000.parquet"]
-            kept[task] = (run / task / "00000.parquet").stat().st_mtime_ns
+        killed_at(run, r"os.rename .*/rollouts/\.00001\.parquet\.draft$", many, until="verdicts")
+        log = finish(run, many, until="rollouts")
+        assert re.search(r"^rollouts: 0 samples of toy-teacher, [\d,]+ were in the log before;?", log, re.M)
+        killed_at(run, r"os.rename .*/verdicts/\.00001\.parquet\.draft$", many, until="verdicts")
+        assert [path.name for path in (run / "verdicts").glob("[0-9]*")] == ["00000.parquet"]
+        kept = (run / "verdicts" / "00000.parquet").stat().st_mtime_ns
         log = finish(run, many, until="verdicts")
         assert "rollouts: done before, skipped\n" in log and "verdicts: done in" in log
-        assert kept == {task: (run / task / "00000.parquet").stat().st_mtime_ns for task in kept}
+        assert kept == (run / "verdicts" / "00000.parquet").stat().st_mtime_ns
     assert beside.returncode == 0, said(undisturbed)
     assert_same(run, undisturbed)
 
@@ -219,7 +220,7 @@ def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) 
 
 def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run: Path, tmp_path: Path) -> None:
     run, disturbed = (shutil.copytree(smoke_run, tmp_path / name) for name in ("run", "disturbed"))
-    before = {name: value for name, value in contents(smoke_run).items() if "rlvr/" in name}
+    before = {name: value for name, value in contents(smoke_run).items() if name.startswith(("rlvr/", "scores/rlvr/"))}
     change = ("rlvr.algorithm=ppo", "rlvr.updates=2")  # a critic, and generations of two optimizer steps
     journal, number = disturbed / "rlvr" / "journal.jsonl", 2 * num_lines(smoke_run / "rlvr" / "journal.jsonl")
     with begin(run, *change) as beside:
@@ -277,7 +278,7 @@ EVERY = [task.name for task in tasks(recipe_with())]
         ("teacher.samples=5", ["rollouts"]),
         ("teacher.concurrency=3", []),
         ("teacher.model=other", ["rollouts"]),
-        ("verify.seconds=2.5", ["sources", "verdicts", *(f"scores/{stage}" for stage in STAGES)]),
+        ("verify.seconds=2.5", ["sources", "verdicts", "rlvr", *(f"scores/{stage}" for stage in STAGES)]),
         ("judge.model=other", []),
         ("labels.model=other", []),
         ("curate.midtrain.per_problem=3", ["sets/midtrain", "sets/sft"]),

@@ -70,11 +70,14 @@ def test_against_an_obvious_double_loop():
     questions = [Problem.of(sentence, "1") for sentence in sentences[120:]]
     for n in (3, 5, 8):
         expected = set()
+        has = {one.id: {tuple(w[at : at + n]) for at in range(len(w) - n + 1)} for one in questions
+               for w in [one.statement.split()]}  # fmt: skip
+        often = {run for runs in has.values() for run in runs if sum(run in other for other in has.values()) >= 3}
+        telling = {one: (runs - often) or runs for one, runs in has.items()}
         for problem in problems:
             for question in questions:
                 one, other = problem.statement.split(), question.statement.split()
-                runs = [other[at : at + n] for at in range(len(other) - n + 1)]
-                shared = any(one[at : at + n] in runs for at in range(len(one) - n + 1))
+                shared = any(tuple(one[at : at + n]) in telling[question.id] for at in range(len(one) - n + 1))
                 if shared or (one == other and len(one) < n):
                     expected.add((problem.id, question.id))
         clean, report = decontaminate(problems, {"b": questions}, n, fuzzy=0)
@@ -229,7 +232,27 @@ def test_an_index_is_small_and_travels():
     index = Index.of({"b": [Problem.of(f"{LONG} {at}", "1") for at in range(100)]})
     sent = pickle.dumps(index)
     assert len(sent) < 400_000
-    assert quotes(pickle.loads(sent), [LONG]) == ["b"]
+    assert quotes(pickle.loads(sent), [f"{LONG} 7", LONG]) == ["b", ""]
+
+
+def test_what_many_benchmark_problems_say_is_a_form_of_speech():
+    form = "can be written as m/n, where m and n are relatively prime positive integers. Find m + n."
+    asked = [
+        Problem.of(f"The {thing} has area A. Its share {form}", "1") for thing in ("disc", "cone", "kite", "wedge")
+    ]
+    index = Index.of({"exam": asked, "bare": [Problem.of(f"It {form}", "2")]}, fuzzy=0)
+    other = Problem.of(f"A cube is cut by a plane through three of its corners. The ratio of the parts {form}", "3")
+    leaked = Problem.of(f"Hard one: the cone has area A. Its share {form}", "4")
+    assert [(hit.problem_id, hit.benchmark_problem_id) for hit in hits(index, [other, leaked])] == [
+        (leaked.id, asked[1].id)
+    ]
+    assert quotes(index, [f"So the answer {form}", f"I know it: the wedge has area A. Its share {form}"]) == [
+        "",
+        "exam",
+    ]
+    # A statement that is nothing but the form is still looked for.
+    bare = Index.of({"exam": [*asked, Problem.of(f"Share {form}", "5")]}, fuzzy=0)
+    assert {hit.benchmark_problem_id for hit in hits(bare, [Problem.of(f"Well: share {form}", "6")])} != set()
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the real data is not here")

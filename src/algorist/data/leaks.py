@@ -2,6 +2,8 @@
 
 - "words": `ngram` consecutive words in common. Found by anchors, compared word by word: no leak of that length is
   missed and nothing else is reported. The 13 words: Brown et al. 2020, appendix C; Phi-4's report has them too.
+  Words that three benchmark problems and more share are a form of speech ("m/n, where m and n are relatively prime
+  positive integers. Find m + n."): a run of nothing else is no hit, unless the statement has nothing else.
 - "short": a statement of fewer than `ngram` words that is the same as a whole, operators included, so that a short sum
   meets itself and no other.
 - "fuzzy": light paraphrase. Shingles of three words or operators are compared, exactly, through an inverted index.
@@ -35,6 +37,7 @@ _SHINGLE = 3  # words or operators
 _SAME_NUMBERS = 0.8  # of `fuzzy` is enough where the numbers are the benchmark's
 _FEWEST = 15  # shingles of a benchmark statement whose share inside a longer text says anything
 _WORDS_SHOWN = 60
+_COMMON = 3  # benchmark problems that share a run of words, from which on it is a form of speech
 _BATCH = 1 << 24  # characters hashed at a time
 
 
@@ -61,6 +64,9 @@ class Index:
     owners: tuple[tuple[str, str], ...]  # (benchmark, problem id) of each statement
     statements: tuple[str, ...]
     words: Sought
+    common: NDArray[
+        np.bool_
+    ]  # of each word's place in `words`: whether the n-gram that begins there is a form of speech
     short: Mapping[int, tuple[int, ...]]  # hash of a short statement → statements
     shingles: Postings
 
@@ -89,6 +95,7 @@ class Index:
             tuple((name, problem.id) for name, problem in asked),
             statements,
             runs.sought(plain, ngram),
+            _forms(plain, ngram, [problem.id for _, problem in asked]),
             short,
             overlap.postings(shingles.sets(signs, _SHINGLE)),
         )
@@ -107,8 +114,9 @@ def hits(index: Index, problems: Sequence[Problem]) -> list[Hit]:
     plain, (signs, _) = words.words(texts), words.symbols(texts)
     met: dict[tuple[int, int], Hit] = {}
     for place, at, known, there, length in runs.shared(index.words, plain).tolist():
-        run = _run(texts[place], at, index.statements[known], there, length)
-        if run and (place, known) not in met:
+        if (place, known) in met or not _telling(index, known, there, length):
+            continue
+        if run := _run(texts[place], at, index.statements[known], there, length):
             met[place, known] = _hit(index, known, problems[place].id, run, "words")
     for place, whole in _short(plain, signs, index.ngram):
         for known in index.short.get(whole, ()):
@@ -155,12 +163,39 @@ def _quoted(index: Index, texts: Sequence[str]) -> Iterator[tuple[int, int, list
         while end < len(texts) and (size < _BATCH or end == start):
             size += len(texts[end])
             end += 1
-        found = runs.shared(index.words, words.words(texts[start:end]), first=True)
+        found = runs.shared(index.words, words.words(texts[start:end]))
+        quoting: set[int] = set()
         for place, at, known, there, length in found.tolist():
-            run = _run(texts[start + place], at, index.statements[known], there, length)
-            if run:
+            if place in quoting or not _telling(index, known, there, length):
+                continue
+            if run := _run(texts[start + place], at, index.statements[known], there, length):
+                quoting.add(place)
                 yield start + place, known, run
         start = end
+
+
+def _forms(plain: Rows, ngram: int, ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Which n-grams of the statements several problems have, by the place of their first word."""
+    from algorist.numerics import shingles
+
+    grams = shingles.grams(plain, ngram)
+    common = np.zeros(len(plain.values), np.bool_)
+    _, numbers = np.unique(np.array(ids, object).astype(str), return_inverse=True)
+    owners = np.repeat(numbers, np.diff(grams.starts)).astype(np.uint64)
+    different = np.unique(np.stack([grams.values.astype(np.uint64), owners], axis=1), axis=0)[:, 0]
+    hashes, times = np.unique(different, return_counts=True)
+    often = hashes[times >= _COMMON]
+    for row in range(len(plain)):
+        own: NDArray[np.bool_] | list[bool] = np.isin(grams[row].astype(np.uint64), often) if plain.starts[row + 1] - plain.starts[row] >= ngram else []
+        if len(own) and not np.all(own):
+            common[plain.starts[row] : plain.starts[row] + len(own)] = own
+    return common
+
+
+def _telling(index: Index, known: int, there: int, length: int) -> bool:
+    """Whether a run of a benchmark statement's words is more than forms of speech."""
+    begin = int(index.words.rows.starts[known]) + there
+    return not bool(np.all(index.common[begin : begin + length - index.ngram + 1]))
 
 
 def _run(text: str, at: int, statement: str, there: int, length: int) -> list[str]:
