@@ -186,7 +186,7 @@ def _forms(plain: Rows, ngram: int, ids: Sequence[str]) -> NDArray[np.bool_]:
     hashes, times = np.unique(different, return_counts=True)
     often = hashes[times >= _COMMON]
     for row in range(len(plain)):
-        own: NDArray[np.bool_] | list[bool] = np.isin(grams[row].astype(np.uint64), often) if plain.starts[row + 1] - plain.starts[row] >= ngram else []
+        own = np.isin(grams[row].astype(np.uint64), often)
         if len(own) and not np.all(own):
             common[plain.starts[row] : plain.starts[row] + len(own)] = own
     return common
