@@ -9,6 +9,7 @@ Shard k of each of them is of the same problems, and is made from shard k of tho
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -176,13 +177,16 @@ def _spent(usage: teacher.Usage, settings: teacher.Settings) -> str:
 
 def _judge(problems: list[Path], pool: Pool) -> Callable[[list[Rollout]], dict[str, bool | None]]:
     """Which of some rollouts are right, for a teacher that is asked again where none is."""
-    golds: dict[str, str] = {}
+    golds: dict[str, str] = {}  # of one shard: problems come in the order of their shards, round after round
+    coming = itertools.cycle(problems)
 
     def judge_some(rollouts: list[Rollout]) -> dict[str, bool | None]:
-        if not golds:
-            for shard in problems:
-                columns = store.read_columns(shard, ("id", "answer"))
-                golds.update(zip(columns["id"].to_pylist(), columns["answer"].to_pylist(), strict=True))
+        for _ in problems:
+            if all(rollout.problem_id in golds for rollout in rollouts):
+                break
+            columns = store.read_columns(next(coming), ("id", "answer"))
+            golds.clear()
+            golds.update(zip(columns["id"].to_pylist(), columns["answer"].to_pylist(), strict=True))
         return {verdict.rollout_id: verdict.right for verdict in pool.verdicts(rollouts, golds)}
 
     return judge_some

@@ -23,7 +23,7 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -161,7 +161,7 @@ def second_opinion(
         return list(verdicts)
     questions = [_question_of(verdict, problems, settings) for verdict in verdicts]
     ids = [asked.id(settings) if asked else "" for asked in questions]
-    said = answers(cache)
+    said = answers(cache, set(ids))
     missing = {name: asked for name, asked in zip(ids, questions, strict=True) if asked and name not in said}
     if missing:
         said |= _ask_all(missing, settings, cache, ask)
@@ -197,15 +197,26 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, int]:
     return dict(counts)
 
 
-def answers(cache: Path) -> dict[str, str]:
+def answers(cache: Path, wanted: Collection[str] | None = None) -> dict[str, str]:
     """Question id → the judge's own words outside thoughts. A last line that a kill has cut is left out.
+
+    Args:
+        wanted: the questions whose answers are held in memory; all unless given.
 
     Raises RecordError where any other line is no answer.
     """
+    found: dict[str, str] = {}
     if not cache.exists():
-        return {}
-    found = {}
-    for number, line in enumerate(cache.read_bytes().split(b"\n")[:-1], 1):
+        return found
+    with cache.open("rb") as lines:
+        _read_answers(cache, lines, wanted, found)
+    return found
+
+
+def _read_answers(cache: Path, lines: Iterable[bytes], wanted: Collection[str] | None, found: dict[str, str]) -> None:
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            return
         try:
             entry = json.loads(line)
             name, words = entry["id"], entry["said"]
@@ -215,8 +226,8 @@ def answers(cache: Path) -> dict[str, str]:
             raise RecordError(
                 f"{cache}:{number}: not an answer of the judge (a JSON object with id and said). Delete this line."
             ) from None
-        found[name] = words
-    return found
+        if wanted is None or name in wanted:
+            found[name] = words
 
 
 def _is_address(url: str) -> bool:
