@@ -8,8 +8,8 @@ demo: .venv/installed          ## install, and run the whole recipe on this mach
 	$(BIN)/algorist run recipes/tiny.toml
 
 test: .venv/tested             ## the checks and the whole test suite
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs
+	$(BIN)/ruff check src tests bench docs
 	$(BIN)/mypy
 	$(BIN)/pytest
 
@@ -18,8 +18,8 @@ smoke: .venv/installed         ## the whole recipe at its smallest, from the beg
 	$(BIN)/algorist run recipes/smoke.toml
 
 check: .venv/tested            ## format, lint and types, mending what can be mended
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench docs
+	$(BIN)/ruff check --fix src tests bench docs
 	$(BIN)/mypy
 
 .venv/installed: pyproject.toml constraints.txt

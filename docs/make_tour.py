@@ -82,11 +82,11 @@ def said(tour: Tour) -> Iterator[str]:
     yield from (shown(verdicts[one.id]) for one in two)
     yield "## 4. What can be counted"
     yield prose("""Of every rollout, right or wrong: its length in the tokens of the model to be trained, whether it
-        goes round in circles (`repetition`), which benchmark it quotes (`leak`), and its token ids. A response is
-        tokenised here and nowhere else.""")
+        goes round in circles (`repetition`), which benchmark it quotes (`leak`), and its token ids. The text of a
+        rollout is tokenised here and nowhere else.""")
     yield shown(next(one for one in tour.own("measures", Measure) if one.rollout_id == two[0].id))
-    yield prose(f"""Of the problem, once its rollouts are judged: {profile.right} right ones of
-        {profile.right + profile.wrong} are its pass rate, the measure of how hard it is.""")
+    yield prose(f"""Of the problem, once its rollouts are judged: domain, level, and the pass rate, here
+        {profile.right} of {profile.right + profile.wrong}, which says how hard it is.""")
     yield shown(profile)
 
 
@@ -109,6 +109,9 @@ def imitation(tour: Tour) -> Iterator[str]:
     yield prose(f"""The same sample as the loss sees it in step {step[0]:,}, trained tokens in brackets. The last
         one is the end of turn: it is trained like any other.""")
     yield fenced("\n".join([f"$ algorist show {tour.name} {' '.join(view)}", batch(tour, *step)]))
+    if tour.alike > 1:
+        yield prose(f"""{tour.alike} rollouts of this problem say these same words. Their samples have the same
+            token ids and go by one name here.""")
     yield "## 6. Stage 2: the hard and clean part"
     yield prose(f"""{second.rows:,} examples stay in `sets/sft` (left out: {reasons(second.dropped)}). Of this
         problem {len(chosen)} {"stays" if len(chosen) == 1 else "stay"}: the one above is among them, and its sample
@@ -178,6 +181,8 @@ def outcome(tour: Tour) -> Iterator[str]:
     scores = store.read_json(tour.root / "scores.json")
     last, first = scores[-1], scores[0]
     problem, shares, samples, why = moved(tour, last["benchmark"])
+    lines, asked = story(tour)
+    generations = " and ".join(filter(None, [", ".join(map(str, asked[:-1])), str(asked[-1])]))
     yield "## 9. Checkpoints"
     yield "Each names its parents, checkpoint first, then data set:"
     yield fenced("\n".join(json.dumps({name: card[name] for name in names}) for card in cards), "json")
@@ -190,9 +195,10 @@ def outcome(tour: Tour) -> Iterator[str]:
     yield "The mean of such shares over all problems is the score, here of the last stage:"
     yield fenced(json.dumps(last, indent=2), "json")
     yield "## The whole story in one command"
-    yield fenced("\n".join([f"$ algorist why {tour.problem.id} --run {tour.name}", *story(tour)]))
-    yield prose(f"""The arrow marks the record that was asked for. From the base model to the last stage:
-        {percent(first)} to {percent(last)}. The README has the whole table.""")
+    yield fenced("\n".join([f"$ algorist why {tour.problem.id} --run {tour.name}", *lines]))
+    yield prose(f"""The arrow marks the record that was asked for; its rollouts in rlvr/rollouts are of generations
+        {generations}. From the base model to the last stage: {percent(first)} to {percent(last)}. The README has
+        the whole table.""")
 
 
 def prose(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections import Counter, defaultdict
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -44,8 +45,9 @@ class Tour:
     problem: Problem
     pair: Pair
     sample: Sample  # of the pair's chosen rollout
+    alike: int  # samples of stage 1 with its tokens
     group: Group
-    candidates: int  # problems that the rule left
+    candidates: int  # problems in every set that generation 0 learned from
 
     def read(self, place: str, kind: type[Item]) -> list[Item]:
         """All records of a data set of the run."""
@@ -69,7 +71,8 @@ def choose(root: Path) -> Tour:
 
     - generation 0 of stage 4 learned from right and wrong responses to it;
     - it has a pair in stage 3;
-    - the right rollout of that pair is a sample of stages 1 and 2, and the only one of stage 1 with these tokens.
+    - the right rollout of that pair is a sample of stages 1 and 2 (where several say the same words, the one by whose
+      name `algorist show RUN batch` calls them).
 
     Of several, one that stage 4 asked again comes first, then the one that it asked least often, then the pair with the
     smallest id. Raises RunError where the run is not finished or no problem is left.
@@ -78,13 +81,16 @@ def choose(root: Path) -> Tour:
         raise RunError(f"{root}: is no finished run (there is no report.md). Run the recipe to its end first.")
     said = recipe.read(root / "recipe.toml", tasks.sections())
     groups = generation(root, said)
-    second = {sample.rollout_id for sample in store.read(root / "sft" / "data", Sample)}
+    second = {sample.rollout_id: sample.problem_id for sample in store.read(root / "sft" / "data", Sample)}
     samples = store.read(root / "midtrain" / "data", Sample)
-    times = Counter(sample.tokens for sample in samples)
-    usable = {one.rollout_id: one for one in samples if times[one.tokens] == 1 and one.rollout_id in second}
+    named = {one.tokens: one.rollout_id for one in samples}  # what `show batch` calls them, of several the last
+    usable = {
+        one.rollout_id: one for one in samples if one.rollout_id in second and named[one.tokens] == one.rollout_id
+    }
     pairs = store.read(root / "dpo" / "data", Pair)
+    asked = {problem for problem, group in groups.items() if group.learned}
     in_both = [pair for pair in pairs if pair.chosen_id in usable]
-    left = [pair for pair in in_both if pair.problem_id in groups and groups[pair.problem_id].learned]
+    left = [pair for pair in in_both if pair.problem_id in asked]
     if not left:
         raise RunError(
             f"{root}: no problem goes through every stage. Of {len(pairs):,} pairs {len(in_both):,} prefer a rollout "
@@ -96,8 +102,9 @@ def choose(root: Path) -> Tour:
     order = sorted(left, key=lambda pair: (sampled[pair.problem_id] == size, sampled[pair.problem_id], pair.id))
     pair, problems = order[0], {problem.id: problem for problem in store.read(root / "problems", Problem)}
     own, group = usable[pair.chosen_id], groups[pair.problem_id]
-    count = len({pair.problem_id for pair in left})
-    return Tour(root, f"runs/{said.name}", said, problems[pair.problem_id], pair, own, group, count)
+    count = len({*second.values()} & {pair.problem_id for pair in pairs} & asked)
+    alike = sum(one.tokens == own.tokens for one in samples)
+    return Tour(root, f"runs/{said.name}", said, problems[pair.problem_id], pair, own, alike, group, count)
 
 
 def generation(root: Path, said: recipe.Recipe) -> dict[str, Group]:
@@ -184,8 +191,8 @@ def moved(tour: Tour, benchmark: str) -> tuple[Problem, dict[str, float], dict[s
     return one, shares[one.id], samples[one.id], why
 
 
-def story(tour: Tour) -> list[str]:
-    """What `why` prints of the problem, many lines of one kind and place cut to a few."""
+def story(tour: Tour) -> tuple[list[str], list[int]]:
+    """What `why` prints of the problem, many lines of one kind and place cut to a few; and who asked it in stage 4."""
     told: list[str] = []
     trace.tell([tour.root], tour.problem.id, told.append)
     lines = [tour.name]
@@ -193,4 +200,5 @@ def story(tour: Tour) -> list[str]:
         group = list(alike)
         few = group if len(group) <= ALIKE else [*group[:SHOWN], f"  … {len(group) - SHOWN} more of {where}"]
         lines += few
-    return lines
+    asked = {int(found[1]) for line in told if (found := re.search(r" rollout \w+ of rlvr/(\d+), ", line))}
+    return lines, sorted(asked)
