@@ -403,7 +403,7 @@ def test_what_is_shown(shards: list[Path], tmp_path: Path, capsys: pytest.Captur
         ({"url": ("http://a", "http://a")}, "url names a server twice."),
         (
             {"url": "http://me:sk-0123456789@a/v1"},
-            "url holds a user or a password. Put the key into the environment variable that key_env names.",
+            "url holds a user, a password or a query. Put the key into the environment variable that key_env names.",
         ),
     ],
 )
