@@ -9,8 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from algorist import cli
+
+# The same examples in every run, so that a failure is the change's; `--hypothesis-profile fuzz` draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None)
+settings.load_profile("same")
 
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., tuple[int, str, str]]

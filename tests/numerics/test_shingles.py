@@ -29,6 +29,14 @@ def test_words_against_the_oracle(parts, operators):
     assert words.spell(text, operators) == slow_words.spell(text, operators)
 
 
+@pytest.mark.parametrize("plane", [0, 1, 2, 3, 14])
+def test_every_character_against_the_oracle(plane):
+    chars = [chr(code) for code in range(plane << 16, (plane + 1) << 16) if not 0xD800 <= code < 0xE000]
+    for low in range(0, len(chars), 1024):
+        text = " ".join(f"a{char}b" for char in chars[low : low + 1024] if char != "\\")
+        assert words.spell(text, True) == slow_words.spell(text, True)
+
+
 @given(st.lists(st.lists(SOME, max_size=8).map(" ".join), max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_hashes_are_equal_where_the_letters_are(texts):

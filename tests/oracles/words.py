@@ -25,6 +25,8 @@ SUPER, SUB = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
 
 def command(match: re.Match) -> str:
     """What a LaTeX command is rewritten to before words are cut."""
+    if match[1] is None:
+        return " "
     name = match[1].lower()
     if name in ("frac", "dfrac", "tfrac", "cfrac"):
         single = re.match(r"\s*([a-zA-Z0-9])(?:\s*([a-zA-Z0-9]))?", match[2])
@@ -58,8 +60,7 @@ def symbols(texts: list[str]) -> tuple[list[list[str]], list[list[str]]]:
 
 def spell(text: str, operators: bool = False) -> list[str]:
     """The words of one text, with operators if asked for."""
-    text = re.sub(r"\\[\\!>]", " ", text)
-    text = re.sub(r"\\([a-zA-Z]+)([^\\]*)", command, text)
+    text = re.sub(r"\\(?:[\\!>]|([a-zA-Z]+)([^\\]*))", command, text)
     out = []
     shift = ""
     for char in text:

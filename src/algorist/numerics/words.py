@@ -31,8 +31,8 @@ _WHOLE = 2**64 - 1
 _NOTHING = 1  # a mark that leaves the word whole: an accent, a soft hyphen
 _RAISED, _LOWERED = 1 << 22, 1 << 23  # superscript and subscript digits begin a word
 _CHARS = (1 << 21) - 1
-_FOLDED = 0x1D800  # code points below it are looked up, the mathematical alphabets included
-_IDEOGRAPHS = (0x20000, 0x323B0)
+_FOLDED = 0x34000  # code points below it are looked up; no letter has one above it
+_MARKS = (0xE0000, 0xE0200)  # and these are: tags and variation selectors
 _KEEP, _FRACTION, _ENVIRONMENT = -(1 << 20), 2, 3  # of commands; no letter has these codes
 _BACKSLASH = 92
 _OPERATORS = "+-*/^=<>!%"
@@ -116,7 +116,7 @@ def _read(texts: Sequence[str], operators: bool) -> tuple[Rows, NDArray[np.uint6
 @functools.lru_cache(1)
 def _tables() -> tuple[Numbers, Numbers, Numbers]:
     """(code point → what it stands for, hashes of commands in an open table, what each command stands for)."""
-    folds = np.array([_folded(chr(code)) for code in range(_FOLDED)], np.int32)
+    folds = np.array([_folded(chr(code)) for code in (*range(_FOLDED), *range(*_MARKS))], np.int32)
     for sign in _OPERATORS:
         folds[ord(sign)] = -ord(sign)
     for sign, meant in _ALSO.items():
@@ -134,14 +134,14 @@ def _tables() -> tuple[Numbers, Numbers, Numbers]:
 
 
 def _folded(letter: str) -> int:
-    plain = unicodedata.normalize("NFKD", letter).lower()
     kind = unicodedata.category(letter)
     if kind in ("Mn", "Me", "Cf"):
         return _NOTHING
+    if not letter.isalnum():
+        return 0
+    plain = unicodedata.normalize("NFKD", letter).lower()
     if len(plain) > 1 and all(unicodedata.combining(mark) for mark in plain[1:]):
         plain = plain[0]
-    if not letter.isalnum() or letter == "_":
-        return 0
     code = ord(plain) if len(plain) == 1 and plain.isalnum() else ord(letter)
     if kind == "No" and plain.isdigit():
         form = unicodedata.decomposition(letter)
@@ -223,8 +223,8 @@ def _wide(data: Any, at: int, high: int, codes: Any, count: int, folds: Any) -> 
         code: Any = np.int64(0)
         if point < _FOLDED:
             code = np.int64(folds[point])
-        elif _IDEOGRAPHS[0] <= point < _IDEOGRAPHS[1]:
-            code = point
+        elif _MARKS[0] <= point < _MARKS[1]:
+            code = np.int64(folds[_FOLDED + point - _MARKS[0]])
         shift = code >> 22 if code > 0 else 0
         if at > begun and (shift == 0 or shift != shifted):
             break
