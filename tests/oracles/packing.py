@@ -1,11 +1,12 @@
-"""Twins of numerics/packing.py: the fewest rows that any packing needs, and best fit by looking at every row."""
+"""Twins of numerics/packing.py: the fewest rows of any packing, best fit by looking at every row, and the same plan."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 
-def pack(lengths: Sequence[int], capacity: int) -> int:
+def fewest(lengths: Sequence[int], capacity: int) -> int:
     """The fewest rows that hold all documents, by trying every placement; for a handful of documents."""
     best = len(lengths)
 
@@ -39,3 +40,29 @@ def best_fit_rooms(lengths: Sequence[int], capacity: int) -> list[int]:
         else:
             rooms.append(capacity - length)
     return sorted(rooms)
+
+
+def plan(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing document by document. Of equally full rows the one that came to be so last is taken."""
+    rows: list[list[int]] = []
+    open_rows: dict[int, list[int]] = {}  # free tokens → rows with exactly that much room
+    rooms: list[int] = []  # the keys of open_rows, ascending
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        place = bisect.bisect_left(rooms, length)
+        if place == len(rooms):
+            rows.append([])
+            row, room = len(rows) - 1, capacity
+        else:
+            room = rooms[place]
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                del open_rows[room], rooms[place]
+        rows[row].append(index)
+        left = room - length
+        if left:
+            if left not in open_rows:
+                open_rows[left] = []
+                bisect.insort(rooms, left)
+            open_rows[left].append(row)
+    return rows
