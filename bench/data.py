@@ -5,7 +5,8 @@
 
 Each size is a traced data set (eight rollouts a problem, right and wrong ones, planted near-duplicates, loops and
 benchmark questions) that `algorist gather` reads, judges, labels, cleans and curates in a process of its own. Printed
-are seconds by task, rollouts a second, and the largest process's peak memory; a JSON line for each size.
+are seconds by task, rollouts a second, and the largest process's peak memory; a JSON line for each size. Peers that do
+a part of this (rensa, datatrove) stand beside near-duplicates and leaks in bench/clean.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from algorist.task import SUPERSEDED, Context, Task, aside
 
 FORMAT = 3  # raised when a run folder of an older version cannot be gone on with
 UNREAD = frozenset(  # keys that no result depends on
-    ("save_every", "concurrency", "engine", "workers", "timeout", "patience", "price_in", "price_out", "key_env")
+    ("save_every", "concurrency", "timeout", "patience", "price_in", "price_out", "key_env")
 )
 SERVERS = ("teacher", "judge", "labels")  # sections that name one
 _MARK = "task.json"

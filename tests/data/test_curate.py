@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from algorist import store
@@ -79,16 +80,59 @@ def test_rollouts_of_one_problem_can_be_limited(tmp_path: Path) -> None:
     assert len({tuple(one) for one in chosen}) > 2, "drawn at random"
 
 
-def test_near_copies_of_a_rollout_can_be_left_out(tmp_path: Path) -> None:
+def write_copies(folder: Path) -> None:
+    """A hard problem with a wrong rollout, the same text right three times, nearly so, and two loops; an easy one."""
     ids = [(i * 7919) % 1000 for i in range(400)]
-    texts = {"first": ids, "copy": [*ids[:-1], 3], "other": [(i * 104729) % 997 for i in range(400)]}
-    found = [told(HARD, True, text, place, tokens=tokens) for place, (text, tokens) in enumerate(texts.items())]
-    found += [told(EASY, True, "elsewhere", tokens=ids)]
-    write_run(tmp_path, [HARD, EASY], found)
-    assert len(draw(tmp_path, "midtrain")) == 4
-    kept = draw(tmp_path, "midtrain", Midtrain(near_duplicates=False))
-    assert [one.messages[1].content for one in kept] == ["first", "other", "elsewhere"]
-    assert dropped(tmp_path, "midtrain") == {"near-copy of another rollout of its problem": 1}
+    texts = {"wrong": ids, "first": ids, "near": [*ids[:-1], 3], "other": [(i * 104729) % 997 for i in range(400)]}
+    texts |= {"second": ids, "third": ids, "short": ids[:-1], "loop": [3, 4] * 50, "longer": [3, 4] * 60}
+    found = [told(HARD, text != "wrong", text, at, tokens=tokens) for at, (text, tokens) in enumerate(texts.items())]
+    write_run(folder, [HARD, EASY], [*found, told(EASY, True, "elsewhere", tokens=ids)])
+
+
+def texts_of(examples: Iterable[Example]) -> list[str]:
+    return [one.messages[1].content for one in examples]
+
+
+COPY, NEAR = "copy of another rollout of its problem", "near-copy of another rollout of its problem"
+
+
+def test_the_same_text_is_learned_from_once(tmp_path: Path) -> None:
+    write_copies(tmp_path)
+    for name, rules in (("midtrain", Midtrain()), ("sft", replace(EVERYONE, per_problem=8))):
+        kept = draw(tmp_path, name, rules)  # type: ignore[arg-type]
+        assert texts_of(kept) == ["first", "near", "other", "short", "loop", "longer", "elsewhere"]
+        assert dropped(tmp_path, name) == {"different": 1, COPY: 2}
+
+
+def test_near_copies_go_and_copies_stay_where_the_recipe_says_so(tmp_path: Path) -> None:
+    write_copies(tmp_path)
+    kept = draw(tmp_path, "midtrain", Midtrain(near=0.8))
+    assert texts_of(kept) == ["first", "other", "loop", "elsewhere"]
+    assert dropped(tmp_path, "midtrain") == {"different": 1, COPY: 2, NEAR: 3}
+    assert len(draw(tmp_path, "midtrain", Midtrain(near=2.0))) == 9
+    assert dropped(tmp_path, "midtrain") == {"different": 1}
+
+
+def test_stage_2_may_be_stricter_than_stage_1_and_never_laxer(tmp_path: Path) -> None:
+    write_copies(tmp_path)
+    every = replace(EVERYONE, per_problem=8)
+
+    def kept(midtrain: float, sft: float) -> list[str]:
+        return texts_of(draw(tmp_path, "sft", settings=Settings(Midtrain(near=midtrain), replace(every, near=sft))))
+
+    assert len(kept(2.0, 2.0)) == 9
+    assert kept(2.0, 1.0) == kept(1.0, 2.0) == kept(1.0, 1.0) and len(kept(1.0, 1.0)) == 7
+    assert kept(2.0, 0.8) == kept(1.0, 0.8) == kept(0.8, 2.0) == ["first", "other", "loop", "elsewhere"]
+    assert dropped(tmp_path, "sft") == {"different": 1, COPY: 2, NEAR: 3}
+
+
+def test_of_copies_as_typical_as_each_other_one_fills_its_problems_room(tmp_path: Path) -> None:
+    """Copies are gone before the median is looked at, so that two of them cannot take both places."""
+    same = list(range(2, 52))
+    found = [told(HARD, True, f"same {i}", i, tokens=same) for i in range(4)] + rollouts(HARD, 10, 60, 90)
+    write_run(tmp_path, [HARD], found)
+    settings = Settings(Midtrain(near=2.0), replace(EVERYONE, per_problem=2))
+    assert sorted(lengths(draw(tmp_path, "sft", settings=settings))) == [50, 60]
 
 
 def test_stage_2_keeps_the_most_typical_of_hard_problems(tmp_path: Path) -> None:
@@ -294,22 +338,29 @@ def test_samples_are_prompt_stored_ids_and_end_of_turn(tmp_path: Path, chat: Cha
     write_run(tmp_path, [EASY, HARD], [told(HARD, True, "a text of which these are not the ids", tokens=ids)])
     draw(tmp_path, "midtrain")
     shard, measures = (tmp_path / name / "00000.parquet" for name in ("sets/midtrain", "measures"))
-    (sample,), lost = curate.samples(shard, measures, chat, sequence_length=100)
+    (sample,), (tokens,), lost = curate.samples(shard, measures, chat, sequence_length=100)
     prompt = chat.prompt_ids(HARD.statement)
-    assert sample.tokens == (*prompt, *ids, chat.end) and sample.prompt_len == len(prompt) and not lost
-    size = len(sample.tokens)
+    assert tokens.tolist() == [*prompt, *ids, chat.end] and tokens.dtype == np.int32 and not lost
+    size = len(tokens)
+    assert (sample.num_tokens, sample.prompt_len) == (size, len(prompt))
     assert curate.samples(shard, measures, chat, sequence_length=size)[0] == [sample]
-    kept, lost = curate.samples(shard, measures, chat, sequence_length=size - 1)
-    assert kept == [] and lost == {"longer than sequence_length": 1}
+    kept, sequences, lost = curate.samples(shard, measures, chat, sequence_length=size - 1)
+    assert kept == sequences == [] and lost == {"longer than sequence_length": 1}
+    write_run(tmp_path, [EASY, HARD], [told(HARD, True, "a text of which these are not the ids", tokens=(7, 9, 6))])
+    (other,), _, _ = curate.samples(shard, measures, chat, sequence_length=100)
+    assert other == replace(sample, id=other.id) and other.id != sample.id
     write_run(tmp_path, [EASY, HARD], [])
     with pytest.raises(RecordError, match="holds no measure of rollout"):
         curate.samples(shard, measures, chat, sequence_length=100)
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
+    near = "near is a similarity above 0. Write 1.0 to drop exact copies only, 2.0 to drop none."
     wrong: list[tuple[type, dict[str, Any], str]] = [
         (Midtrain, {"per_problem": -1}, "per_problem is a number of rollouts, 0 for all."),
         (Sft, {"levels": ("colege",)}, "levels has colege. Known here: elementary, middle, high school, college, gr"),
+        (Midtrain, {"near": 0.0}, near),
+        (Sft, {"near": -1.0}, near),
         (Sft, {"per_problem": 0}, "per_problem must be at least 1, size and hardness 0 or more."),
         (Sft, {"keep_easier": 1.5}, "keep_easier, max_pass_rate and domain_power are shares, 0 to 1 was expected."),
         (LevelWeights, {"college": -1.0}, "a level's weight is 0 or more, and one of them above 0."),

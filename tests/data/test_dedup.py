@@ -5,7 +5,7 @@ import pytest
 
 from algorist import store
 from algorist.data import dedup
-from algorist.data.dedup import CONFLICT, NEAR, TWICE, find, near_rollouts, same_answer, unique
+from algorist.data.dedup import CONFLICT, NEAR, TWICE, find, near_rollouts, same_answer, same_rollouts, unique
 from algorist.data.shards import Engine
 from algorist.errors import RecordError
 from algorist.records import Problem
@@ -191,6 +191,14 @@ def test_a_shard_without_our_ids_is_refused(tmp_path):
 def test_no_problems_are_nothing_found(tmp_path):
     assert dropped(tmp_path, []) == [{}]
     assert find([], tmp_path / "scratch").counts == {}
+
+
+def test_same_rollouts_are_those_that_were_there_before_id_by_id():
+    one = [draw % 7 for draw in range(50)]
+    assert same_rollouts([one, one[:-1], [*one, 0], [], one, one[::-1], [], list(one)]) == [4, 6, 7]
+    looped = [3, 4] * 100  # has the runs of a longer loop, and is not the same
+    assert same_rollouts([looped, looped[:-2]]) == [] and near_rollouts([looped, looped[:-2]], 1.0) == [1]
+    assert same_rollouts([]) == []
 
 
 def test_near_rollouts_are_those_that_repeat_a_kept_one():

@@ -144,6 +144,8 @@ def test_without_a_model_the_sources_words_are_kept(tmp_path: Path) -> None:
         ("DOMAIN: algebra\nLEVEL: middle\nNo:\nDOMAIN: logic\nLEVEL: graduate", ("logic", "graduate")),
         ("LEVEL: high-school\nDOMAIN: linear algebra", ("linear algebra", "high school")),
         ("LEVEL: undergraduate\nDOMAIN: calculus", ("calculus", "college")),
+        ("LEVEL: Graduate School\nDOMAIN: logic", ("logic", "graduate")),
+        ("LEVEL: Grade school\nDOMAIN: arithmetic", ("arithmetic", "elementary")),
         ("DOMAIN: algebra or geometry\nLEVEL: college/graduate", ("", "")),
         ("DOMAIN: algebra", ("algebra", "")),
         ("DOMAIN: ...\nLEVEL: ...", ("", "")),

@@ -137,12 +137,13 @@ def test_a_pair_ends_in_end_of_turn_only_where_the_response_did(tmp_path: Path, 
     write_run(tmp_path, [EASY, HARD], found)
     draw(tmp_path, "dpo", replace(RULES, truncated=True))
     shard, shards = tmp_path / "sets" / "dpo" / "00000.parquet", Shards.of(tmp_path, "00000.parquet")
-    (pair,), lost = pairs.token_pairs(shard, shards, chat, sequence_length=100)
+    (pair,), (chosen, rejected), lost = pairs.token_pairs(shard, shards, chat, sequence_length=100)
     prompt = chat.prompt_ids(HARD.statement)
-    assert pair.chosen == (*prompt, 7, 8, chat.end) and pair.rejected == (*prompt, 9, 7, 3)
+    assert chosen.tolist() == [*prompt, 7, 8, chat.end] and rejected.tolist() == [*prompt, 9, 7, 3]
+    assert (pair.num_chosen, pair.num_rejected) == (len(chosen), len(rejected))
     assert (pair.problem_id, pair.chosen_id, pair.rejected_id) == (HARD.id, *(one.rollout.id for one in found))
     assert pair.prompt_len == len(prompt) and pair.chosen_ref_logprob is None and not lost
-    size = len(pair.rejected)
+    size = len(rejected)
     assert pairs.token_pairs(shard, shards, chat, sequence_length=size)[0] == [pair]
-    kept, lost = pairs.token_pairs(shard, shards, chat, sequence_length=size - 1)
-    assert kept == [] and lost == {"longer than sequence_length": 1}
+    kept, sequences, lost = pairs.token_pairs(shard, shards, chat, sequence_length=size - 1)
+    assert kept == sequences == [] and lost == {"longer than sequence_length": 1}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from algorist.data import readers
-from algorist.data.readers import Address, fingerprint, read_rows
+from algorist.data.readers import Address, read_rows
 from algorist.errors import RecipeError, RecordError
 
 ROWS = [{"question": f"What is {n} + 2?", "gold": str(n + 2), "level": "Level 1"} for n in range(5)]
@@ -131,7 +131,6 @@ def test_a_data_set_by_name_is_loaded_by_the_library(tmp_path: Path, library) ->
     where = f"hf://{tmp_path / 'set'}"
     assert list(read_rows(where)) == ROWS[:3]
     assert list(read_rows(f"{where}#test")) == ROWS[3:]
-    assert fingerprint(where) == fingerprint(where) != fingerprint(f"{where}#test")
     with pytest.raises(RecipeError) as refused:
         list(read_rows(f"{where}#dev"))
     assert str(refused.value).startswith(f"{where}#dev: could not be loaded (ValueError: Unknown split")
@@ -155,15 +154,8 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, mo
     )
 
 
-def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
-    one, folder = tmp_path / "one.jsonl", tmp_path / "folder"
-    folder.mkdir()
-    one.write_text(LINES)
-    (folder / "a.jsonl").write_text(LINES)
-    first = fingerprint(str(one)), fingerprint(str(folder))
-    assert first == (fingerprint(str(one)), fingerprint(str(folder)))
-    (folder / "a.jsonl").write_text(LINES * 2)
-    assert fingerprint(str(folder)) != first[1]
-    pinned = f"hf://a/b@{'0' * 40}"
-    assert fingerprint(pinned) == fingerprint(pinned) != fingerprint(f"hf://a/b@{'1' * 40}")
-    assert readers.files_of(str(folder)) == (folder / "a.jsonl",) and readers.files_of(pinned) == ()
+def test_the_files_of_a_source_are_those_that_it_is_read_from(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jsonl").write_text(LINES)
+    assert readers.files_of(str(tmp_path / "folder")) == (tmp_path / "folder" / "a.jsonl",)
+    assert readers.files_of(f"hf://a/b@{'0' * 40}") == readers.files_of("gym://leg_counting?size=7") == ()

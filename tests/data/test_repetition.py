@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from algorist.data.repetition import FLAGS, Settings, evidence, flag, foreign_words
+from algorist.data.repetition import Settings, evidence, flag, foreign_words
 from algorist.numerics.estimates import mean_interval
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -208,7 +208,6 @@ def test_precision_and_recall_on_real_rollouts() -> None:
     assert flagged.keys() <= cases.keys(), "rows are flagged that nobody has read: read them and add them to the cases"
     right = Counter(found for name, found in flagged.items() if found in cases[name]["labels"])
     assert right == Counter(flagged.values()) == {"loop": 167, "repeats": 6, "languages": 4}
-    assert set(right) == set(FLAGS)
     assert mean_interval([1.0] * right["loop"])[1] > 0.97
     sample = [name for name, case in cases.items() if case["drawn"] == "sample"]
     assert len(sample) == 94 and sum(bool(cases[name]["labels"]) for name in sample) == 1

@@ -9,15 +9,16 @@ phases are run by data/sets.py.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from algorist import store
+from algorist.data import copies
 from algorist.data.candidates import (
     Choice,
     Drops,
@@ -38,6 +39,7 @@ from algorist.model.chat import Chat
 from algorist.numerics.address import key
 from algorist.numerics.quotas import draw_keys
 from algorist.records import LEVELS, Example, Message, Question, Sample, content_id
+from algorist.tokens import Ids, digest
 
 UNLABELLED = "unlabelled"
 TOO_LONG = "longer than sequence_length"
@@ -51,13 +53,14 @@ def _check_levels(levels: Collection[str]) -> None:
 
 @dataclass(frozen=True)
 class Midtrain:
-    """Stage 1: every rollout that is right, ended by itself and quotes no benchmark."""
+    """Stage 1: every rollout that is right, ended by itself and quotes no benchmark, each text once."""
 
     repetitive: bool = True  # keep what data/repetition.py flags: the paper trains stage 1 on all right rollouts
-    near_duplicates: bool = True  # keep near-copies of another rollout of the same problem
+    near: float = 1.0  # Jaccard similarity from which rollouts of one problem are copies; 1: exact ones only, 2: none
     per_problem: int = 0  # right rollouts of one problem, drawn at random; 0: all
 
     def __post_init__(self) -> None:
+        copies.check(self.near)
         if self.per_problem < 0:
             raise ValueError("per_problem is a number of rollouts, 0 for all.")
 
@@ -91,6 +94,7 @@ class Sft:
     keep_easier: float = 0.1  # share of the other problems that stays, so that they are not forgotten
     per_problem: int = 1  # right rollouts of one problem, nearest to its median length in tokens first
     repetitive: bool = False  # keep what data/repetition.py flags
+    near: float = 1.0  # the same for what midtrain.near left: only a lower value than there does more
     size: int = 200_000  # examples: the predecessor's figure; 0: all that the other rules leave
     hardness: float = 3.0  # a problem nearly always failed is drawn 1 + hardness times as often as one never failed
     domain_power: float = 0.5  # a domain's room in its level grows with supply to this power; 0: equal, 1: as they come
@@ -98,6 +102,7 @@ class Sft:
 
     def __post_init__(self) -> None:
         _check_levels(self.levels)
+        copies.check(self.near)
         if self.per_problem < 1 or self.size < 0 or self.hardness < 0:
             raise ValueError("per_problem must be at least 1, size and hardness 0 or more.")
         if not (0 <= self.keep_easier <= 1 and 0 <= self.max_pass_rate <= 1 and 0 <= self.domain_power <= 1):
@@ -173,6 +178,8 @@ def propose_sft(shards: Shards, settings: Settings, seed: int) -> Proposal:
     table = table.with_columns(pl.Series("stays", [stays[one] for one in table["problem_id"]], pl.Boolean))
     easy = easier(rules.levels, rules.max_pass_rate) & ~pl.col("stays")
     table = keep(table, pl.when(easy).then(pl.lit("easier level")), dropped)
+    if rules.near < settings.midtrain.near:
+        table = copies.distinct(shards.measures, table, rules.near, dropped)
     away = (pl.col("num_tokens") - pl.col("num_tokens").median().over("problem_id")).abs()
     table = table.with_columns(away.alias("away")).sort("away", "id")
     far = pl.int_range(pl.len()).over("problem_id") >= rules.per_problem
@@ -240,8 +247,8 @@ def write_questions(shards: Shards, out: Path, choice: Choice, prompt: str, made
     store.write_shard(out.parent, int(out.stem), Question, records, dropped=choice.dropped, made_from=made_from)
 
 
-def samples(shard: Path, measures: Path, chat: Chat, *, sequence_length: int) -> tuple[list[Sample], Drops]:
-    """One shard of a set of Examples as the token ids that training sees; what is longer than a row is left out.
+def samples(shard: Path, measures: Path, chat: Chat, *, sequence_length: int) -> tuple[list[Sample], list[Ids], Drops]:
+    """One shard of a set of Examples as what training reads, with the token ids; what is longer than a row is left out.
 
     Response ids are those stored when the rollout was measured: only the question is tokenised here. The end of turn
     stands behind each, since no Example was cut off.
@@ -250,13 +257,15 @@ def samples(shard: Path, measures: Path, chat: Chat, *, sequence_length: int) ->
     responses = response_ids(measures, [one.rollout_id for one in examples])
     prompt_ids = asked(chat)
     kept: list[Sample] = []
+    sequences: list[Ids] = []
     for one in examples:
         prompt = prompt_ids(one.messages[0].content)
-        tokens = (*prompt, *responses[one.rollout_id], chat.end)
-        if len(tokens) <= sequence_length:
-            identity = content_id("sample", one.rollout_id, tokens)
-            kept.append(Sample(identity, one.problem_id, one.rollout_id, tokens, len(prompt)))
-    return kept, ({TOO_LONG: len(examples) - len(kept)} if len(kept) < len(examples) else {})
+        ids = joined(prompt, responses[one.rollout_id], (chat.end,))
+        if len(ids) <= sequence_length:
+            identity = content_id("sample", one.rollout_id, digest([ids]))
+            kept.append(Sample(identity, one.problem_id, one.rollout_id, len(ids), len(prompt)))
+            sequences.append(ids)
+    return kept, sequences, ({TOO_LONG: len(examples) - len(kept)} if len(kept) < len(examples) else {})
 
 
 def asked(chat: Chat) -> Callable[[str], tuple[int, ...]]:
@@ -264,12 +273,17 @@ def asked(chat: Chat) -> Callable[[str], tuple[int, ...]]:
     return functools.cache(replace(chat, prompt="{problem}").prompt_ids)
 
 
-def response_ids(measures: Path, ids: Collection[str]) -> dict[str, tuple[int, ...]]:
+def joined(*parts: Sequence[int] | Ids) -> Ids:
+    """Prompt, response and end of turn as one document."""
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def response_ids(measures: Path, ids: Collection[str]) -> dict[str, Ids]:
     """rollout id → the token ids that were stored for it. Raises RecordError where one has none."""
     known = frame(measures, ("rollout_id",))["rollout_id"]
     wanted = set(ids)
     rows = [row for row, one in enumerate(known) if one in wanted]
-    found = {known[row]: tuple(tokens.as_py()) for row, tokens in cells(measures, "tokens", rows)}
+    found = {known[row]: tokens.values.to_numpy().copy() for row, tokens in cells(measures, "tokens", rows)}
     if lacking := wanted - found.keys():
         raise RecordError(
             f"{measures}: holds no measure of rollout {min(lacking)}, which the set was drawn from. "
@@ -293,26 +307,10 @@ def _sound(shards: Shards, rules: Midtrain, seed: int) -> tuple[pl.DataFrame, Dr
         .when((pl.col("repetition") != "") & pl.lit(not rules.repetitive))
         .then(pl.lit("repetitive"))
     )
-    table = keep(rollouts(shards), why, dropped)
-    if not rules.near_duplicates:
-        repeats = _repeats(shards.measures, table)
-        again = pl.when(pl.col("row").is_in(repeats)).then(pl.lit("near-copy of another rollout of its problem"))
-        table = keep(table, again, dropped)
+    table = copies.distinct(shards.measures, keep(rollouts(shards), why, dropped), rules.near, dropped)
     if rules.per_problem:
         draws = pl.Series("draw", uniforms(table["id"], seed, "curate", "midtrain"), pl.Float64)
         table = table.with_columns(draws).sort("draw", descending=True)
         over = pl.int_range(pl.len()).over("problem_id") >= rules.per_problem
         table = keep(table, pl.when(over).then(pl.lit("its problem has enough rollouts")), dropped).sort("row")
     return table, dropped
-
-
-def _repeats(measures: Path, table: pl.DataFrame) -> list[int]:
-    """Rows whose response nearly repeats an earlier one of the same problem."""
-    from algorist.data import dedup
-
-    problem_of = dict(zip(table["row"], table["problem_id"], strict=True))
-    found = []
-    for _, group in itertools.groupby(cells(measures, "tokens", problem_of), lambda cell: problem_of[cell[0]]):
-        rows, tokens = zip(*group, strict=True)
-        found += [rows[place] for place in dedup.near_rollouts([ids.values.to_numpy() for ids in tokens])]
-    return found

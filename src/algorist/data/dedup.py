@@ -148,6 +148,22 @@ def sketch(shard: Path, scratch: Path, near: float) -> Path:
     return path
 
 
+def same_rollouts(tokens: Sequence[Sequence[int] | Numbers]) -> list[int]:
+    """Which rollouts of one problem are an earlier one again, id by id: rising places in `tokens`.
+
+    >>> same_rollouts([range(3), range(4), range(3)])
+    [2]
+    """
+    seen: set[bytes] = set()
+    found = []
+    for place, ids in enumerate(tokens):
+        written = np.asarray(ids, np.int64).tobytes()
+        if written in seen:
+            found.append(place)
+        seen.add(written)
+    return found
+
+
 def near_rollouts(tokens: Sequence[Sequence[int] | Numbers], near: float = 0.8) -> list[int]:
     """Which rollouts of one problem nearly repeat an earlier one that is kept.
 

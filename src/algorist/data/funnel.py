@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from algorist import store
-from algorist.data import sources
+from algorist.data import sets, sources
 from algorist.data.picture import picture
 
 SOURCE_WIDTH = 60  # characters of a source's name that are shown
-SETS = ("midtrain", "sft", "dpo", "rlvr")
 _THING = {"Example": "examples", "Question": "questions"}
 
 
@@ -133,8 +132,8 @@ def _rollout_steps(root: Path) -> Iterator[Step]:
 
 
 def _set_steps(root: Path) -> Iterator[Step]:
-    for name in SETS:
-        if made := _manifest(root / "sets" / name):
+    for name in sets.SETS:
+        if made := _manifest(root / sets.FOLDER / name):
             lane = f"set of {name}"
             if name == "dpo":  # what is left out are rollouts, and a preference is two of them
                 yield Step.of(f"rollouts in {made.rows:,} preferences", lane, made.dropped, 2 * made.rows)

@@ -46,8 +46,6 @@ class Count:
     refused: Counter[str] = field(default_factory=Counter)  # reason → rows that gave no problem
     traces_refused: Counter[str] = field(default_factory=Counter)  # reason → traces left out
     noted: Counter[str] = field(default_factory=Counter)  # reason → problems and traces used in spite of it
-    shards: tuple[int, int] = (0, 0)  # first, and the one after the last
-    fingerprint: str = ""
 
 
 class Places:
@@ -97,7 +95,7 @@ class Intake:
 
     def open(self, name: str) -> Count:
         """Begin a source; its count is to be filled by whoever reads its rows."""
-        self.counts.append(Count(name, shards=(self._shard, self._shard)))
+        self.counts.append(Count(name))
         self._told = Places()
         return self.counts[-1]
 
@@ -105,7 +103,6 @@ class Intake:
         """End a source: no shard goes on into the next one."""
         self._write_problems()
         self._write_defects(self.counts[-1].name)
-        self.counts[-1].shards = (self.counts[-1].shards[0], self._shard)
 
     def take(self, problem: Problem, rollouts: Sequence[Rollout]) -> None:
         """A problem with the traces of its row; a row that only repeats a problem of its source brings traces alone."""

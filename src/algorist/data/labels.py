@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from algorist import store
+from algorist import addresses, store
+from algorist.data.problems import level_of
 from algorist.generate import answers, fleet, server
 from algorist.generate.answers import Answer, Answers, Ask, Refused
 from algorist.generate.endpoints import Endpoint
@@ -24,6 +25,7 @@ from algorist.generate.sampling import Sampling
 from algorist.journal import progress
 from algorist.records import LEVELS, Problem, content_id, normalised
 from algorist.verify.extract import split_thoughts
+from algorist.verify.judge import harmless
 
 LOG = "labels.sqlite"  # in the folder of a run
 DOMAINS = (
@@ -90,18 +92,7 @@ _DOMAINS = {
     "puzzle": "logic",
 }
 _NAMES = {**{name: name for name in DOMAINS if name != "other"}, **_DOMAINS}
-_LEVELS = {
-    "elementary school": "elementary",
-    "middle school": "middle",
-    "highschool": "high school",
-    "undergraduate": "college",
-    "university": "college",
-    "olympiad": "graduate",
-    "graduate school": "graduate",
-}
 
-# A space more changes no mathematics, but it breaks our tags and every control token that a server's tokenizer knows.
-_TAGS = re.compile(r"[<◁](?=\S)|\[(?=/?[A-Za-z])")
 _OURS = re.compile(r"\b(d|l)(omain|evel)(?=[\s*_`]*:)", re.IGNORECASE)
 _LINE = re.compile(r"[\s*_#>`-]*(domain|level)[\s*_`]*:([^\n]*)", re.IGNORECASE | re.ASCII)
 
@@ -125,7 +116,7 @@ class Settings:
         if not self.key_env.isidentifier():  # not shown: it may be the key itself
             raise ValueError("key_env is no name of an environment variable. A key does not belong in a recipe.")
         for url in self.urls:
-            server.check_address(url)
+            addresses.check(url)
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -167,15 +158,13 @@ def prompt_hash() -> str:
 
 def question(statement: str) -> str:
     """The prompt for one problem; nothing in its text can close a tag, end our message or look like a label's line."""
-    visible = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in statement)
-    harmless = _OURS.sub(r"\1.\2", _TAGS.sub(r"\g<0> ", visible[:LONGEST_STATEMENT]))
-    return prompt().replace("{problem}", harmless)
+    return prompt().replace("{problem}", harmless(statement[:LONGEST_STATEMENT], _OURS))
 
 
 def read_reply(text: str) -> tuple[str, str]:
     """(domain, level) of a reply: what its last line DOMAIN: … and its last line LEVEL: … outside thoughts name.
 
-    Each is "" where there is no such line, or it names no label of ours. Takes time linear in the text.
+    Each is "" where there is no such line, or it names no label that we know. Takes time linear in the text.
 
     >>> read_reply("It counts. **Domain:** Combinatorics\\nLEVEL: High School.")
     ('', 'high school')
@@ -187,8 +176,7 @@ def read_reply(text: str) -> tuple[str, str]:
         for line in part.splitlines():
             if match := _LINE.match(line):
                 said[match[1].lower()] = match[2].strip(" \t*_`.\"'").lower().replace("-", " ")
-    level = _LEVELS.get(said["level"], said["level"])
-    return said["domain"] if said["domain"] in DOMAINS else "", level if level in LEVELS else ""
+    return said["domain"] if said["domain"] in DOMAINS else "", level_of(said["level"])
 
 
 def domain_of(text: str) -> str:

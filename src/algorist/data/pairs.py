@@ -28,9 +28,10 @@ from algorist.data.candidates import (
     uniforms,
     user_turn,
 )
-from algorist.data.curate import LEAK, TOO_LONG, Dpo, Settings, asked, response_ids
+from algorist.data.curate import LEAK, TOO_LONG, Dpo, Settings, asked, joined, response_ids
 from algorist.model.chat import Chat
 from algorist.records import Message, Pair, Preference, content_id
+from algorist.tokens import Ids, digest
 from algorist.verify.judge import CONFLICT, UNDECIDED
 
 
@@ -93,11 +94,13 @@ def write(shards: Shards, out: Path, choice: Choice, prompt: str, made_from: str
     store.write_shard(out.parent, int(out.stem), Preference, records, dropped=choice.dropped, made_from=made_from)
 
 
-def token_pairs(shard: Path, shards: Shards, chat: Chat, *, sequence_length: int) -> tuple[list[Pair], Drops]:
-    """One shard of a set of Preferences as the token ids that training sees; what is longer than a row is left out.
+def token_pairs(
+    shard: Path, shards: Shards, chat: Chat, *, sequence_length: int
+) -> tuple[list[Pair], list[Ids], Drops]:
+    """One shard of a set of Preferences as what training reads, with the token ids, chosen and rejected in turn.
 
-    Response ids are those stored when the rollouts were measured: only the question is tokenised here. A response that
-    was cut off has no end of turn to prefer or to avoid.
+    What is longer than a row is left out. Response ids are those stored when the rollouts were measured: only the
+    question is tokenised here. A response that was cut off has no end of turn to prefer or to avoid.
     """
     preferences = store.read_shard(shard, Preference)
     wanted = {one for pair in preferences for one in (pair.chosen_id, pair.rejected_id)}
@@ -105,16 +108,19 @@ def token_pairs(shard: Path, shards: Shards, chat: Chat, *, sequence_length: int
     ended = {one for one, finish in frame(shards.rollouts, ("id", "finish")).rows() if finish == "stop"}
     prompt_ids = asked(chat)
     kept: list[Pair] = []
+    sequences: list[Ids] = []
     for one in preferences:
         prompt = prompt_ids(one.prompt[0].content)
         chosen, rejected = (
-            (*prompt, *responses[side], *((chat.end,) if side in ended else ()))
+            joined(prompt, responses[side], (chat.end,) if side in ended else ())
             for side in (one.chosen_id, one.rejected_id)
         )
         if max(len(chosen), len(rejected)) <= sequence_length:
-            identity = content_id("pair", one.chosen_id, one.rejected_id, chosen, rejected)
-            kept.append(Pair(identity, one.problem_id, one.chosen_id, one.rejected_id, chosen, rejected, len(prompt)))
-    return kept, ({TOO_LONG: len(preferences) - len(kept)} if len(kept) < len(preferences) else {})
+            identity = content_id("pair", one.chosen_id, one.rejected_id, digest([chosen]), digest([rejected]))
+            sides = (one.chosen_id, one.rejected_id, len(chosen), len(rejected))
+            kept.append(Pair(identity, one.problem_id, *sides, len(prompt)))
+            sequences += [chosen, rejected]
+    return kept, sequences, ({TOO_LONG: len(preferences) - len(kept)} if len(kept) < len(preferences) else {})
 
 
 def _unfit(rules: Dpo) -> pl.Expr:

@@ -48,6 +48,7 @@ _LEVELS = {
     "highschool": "high school",
     "undergraduate": "college",
     "university": "college",
+    "graduate school": "graduate",
     "olympiad": "graduate",
     "graduate/olympiad": "graduate",
 }
@@ -183,8 +184,8 @@ def options_of(value: Any) -> list[str]:
     return [f"{chr(ord('A') + at)}) {line}" for at, line in enumerate(lines)] if len(lines) <= 10 else []
 
 
-def level_of(label: str, source: str) -> str:
-    """One of LEVELS for a file's own label, empty where it says nothing; all of GSM8K is grade-school work."""
+def level_of(label: str, source: str = "") -> str:
+    """One of LEVELS for a label in other words, empty where it says nothing; all of GSM8K is grade-school work."""
     label = normalised(label)
     if label in LEVELS:
         return label

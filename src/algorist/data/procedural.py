@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import json
 import urllib.parse
 from collections.abc import Iterator
@@ -46,14 +45,6 @@ def rows(where: str) -> Iterator[dict[str, Any]]:
             "licence": LICENCE,
             "metadata": item["metadata"],
         }
-
-
-def version() -> str:
-    """Of the library; empty where it is not installed."""
-    try:
-        return importlib.metadata.version("reasoning-gym")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def parsed(where: str) -> tuple[str, dict[str, Any]]:

@@ -13,7 +13,6 @@ cannot be read at all stops the import: a file that is broken in one place is se
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
 import io
 import json
@@ -29,7 +28,6 @@ import pyarrow.parquet as pq
 
 from algorist.data import procedural
 from algorist.errors import RecipeError, RecordError
-from algorist.records import content_id
 
 HUB = "hf://"
 BATCH = 200  # rows that are decoded at a time: a row of a traced set may be half a megabyte
@@ -81,35 +79,6 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         found = "this is a folder, a file was expected" if path.is_dir() else "there is no such file"
         raise RecipeError(f"{path}: {found}. Check the path; a relative one starts where the command is run.")
-
-
-def fingerprint(where: str) -> str:
-    """An id of what a source holds: it changes with the content, and only with it.
-
-    Of a file its bytes, of a folder the names and bytes of all files in it, of procedural problems what they are made
-    from, of a data set of the hub its commit where the address names one by 40 digits, else its rows. Raises what
-    `read_rows` raises.
-    """
-    if where.startswith(procedural.GYM):
-        return content_id("gym", where, procedural.version())
-    if where.startswith(HUB):
-        if re.fullmatch("[0-9a-f]{40}", Address.of(where).revision):
-            return content_id("hub", where)
-        digest = hashlib.sha256()
-        for batch in _batches(_of_the_hub(where)):
-            digest.update(json.dumps(batch.to_pylist(), default=str).encode())
-        return content_id("hub", digest.hexdigest())
-    path = Path(where) if Path(where).exists() else Path(where.partition("#")[0])
-    if path.is_dir():
-        return content_id("folder", [(str(file.relative_to(path)), content_hash(file)) for file in _below(path)])
-    return content_hash(path)
-
-
-def content_hash(path: Path) -> str:
-    """An id of a file's bytes, the parent of what is made from it. Raises RecipeError where the file is missing."""
-    require_file(path)
-    with path.open("rb") as file:
-        return content_id("file", hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def files_of(where: str) -> tuple[Path, ...]:

@@ -19,7 +19,6 @@ import numpy as np
 
 from algorist.numerics.repeats import Words, covered, stretches, times_before, words
 
-FLAGS = ("loop", "repeats", "languages")
 VERSION = 1  # goes up when the same text may get another flag
 _ANCHOR = 8  # words: where so many were said before, a loop may end
 _COPIES = 2.2  # of a block of any length that no solution writes in a row
@@ -70,7 +69,7 @@ class Evidence:
     foreign: tuple[str, ...]  # words of scripts that the problem does not have
 
     def flag(self, settings: Settings) -> str:
-        """What is wrong, the first of FLAGS that holds; "" where nothing is."""
+        """What is wrong, the first of loop, repeats and languages that holds; "" where nothing is."""
         if self.loop:
             return "loop"
         if self.prose >= settings.prose and self.share >= settings.share:
@@ -79,7 +78,7 @@ class Evidence:
 
 
 def flag(text: str, statement: str, settings: Settings) -> str:
-    """What is wrong with a response, the first of FLAGS that holds; "" where nothing is.
+    """What is wrong with a response, the first of loop, repeats and languages that holds; "" where nothing is.
 
     Takes time and memory linear in the text, whatever it holds.
 

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,7 +155,6 @@ def write_sources(folder: Path, settings: Settings, toy: world.Settings, seed: i
         count = intake.open(name)
         if name in opened:
             _read(opened[name], intake, count, pool)
-            count.fingerprint = readers.fingerprint(named[name].path)
         else:
             steps = range(toy.fewest_steps, toy.most_steps + 1)
             for problem in world.problems(seed, "train", toy.problems, steps, toy.distractors):
@@ -174,11 +173,12 @@ def write_sources(folder: Path, settings: Settings, toy: world.Settings, seed: i
 
 def read_counts(folder: Path) -> list[Count]:
     """What became of each source, as `write_sources` left it."""
+    tables = ("refused", "traces_refused", "noted")
+    names = [part.name for part in fields(Count)]  # what an older version kept beside them is passed over
     return [
-        Count(**{**one, **{key: Counter(one[key]) for key in ("refused", "traces_refused", "noted")},
-                 "shards": tuple(one["shards"])})
+        Count(**{**{name: one[name] for name in names}, **{name: Counter(one[name]) for name in tables}})
         for one in store.read_json(folder / COUNTS)["sources"]
-    ]  # fmt: skip
+    ]
 
 
 def counts_text(counts: Sequence[Count]) -> str:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from algorist import store
+from algorist import addresses, store
 from algorist.errors import RunError
 from algorist.generate import answers, fleet, server
 from algorist.generate.answers import Answer, Answers, Ask, Refused
@@ -82,7 +82,7 @@ class Settings:
             )
         for url in self.urls:
             if url != toy.URL:
-                server.check_address(url, f"http://…, https://… or {toy.URL}")
+                addresses.check(url, f"http://…, https://… or {toy.URL}")
         if len(set(self.urls)) < len(self.urls):
             raise ValueError("url names a server twice.")
         self.sampling()

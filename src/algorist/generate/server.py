@@ -216,20 +216,6 @@ def shown(url: str) -> str:
     return str(parsed.copy_with(username=None, password=None, query=None, fragment=None))
 
 
-def check_address(url: str, expected: str = "http://… or https://…") -> None:
-    """Raise ValueError where a url is no address of a server, or one that must not stand in a recipe."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.userinfo or parsed.query or parsed.fragment:  # not shown: recipes travel
-        raise ValueError(
-            "url holds a user, a password or a query. Put the key into the environment variable that key_env names."
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f'url = "{url}" is no address: {expected} was expected.')
-
-
 def _reply(said: Any, protocol: Protocol) -> Reply:
     """The choices of a reply; those that the server broke off are no samples."""
     given = said["choices"]

@@ -28,8 +28,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from algorist import addresses
 from algorist.errors import RecordError, explain_full_disk
 from algorist.journal import progress
 from algorist.records import Problem, Verdict, content_id
@@ -57,7 +57,7 @@ _PLACES = re.compile(r"\{(problem|reference|candidate)\}")
 # A space more changes no mathematics, but it breaks our own tags, and every <|im_end|>, </s>, [INST] or ◁think▷ that a
 # server's tokenizer would take for the end of our message.
 _TAGS = re.compile(r"[<◁](?=\S)|\[(?=/?[A-Za-z])")
-_WORD = re.compile(r"(v)(erdict)", re.IGNORECASE)
+_VERDICT_WORD = re.compile(r"(v)(erdict)", re.IGNORECASE)
 _OPENS = r"[\s*_#>`]*verdict[\s*_]*:"
 _LINE = re.compile(_OPENS, re.IGNORECASE | re.ASCII)
 _VERDICT = re.compile(rf"{_OPENS}[\s*_`]*(same|different|unsure)[\s*_`.]*", re.IGNORECASE | re.ASCII)
@@ -75,10 +75,8 @@ class Settings:
     trust: str = "rules"  # whose word is kept where the rules say different and the judge says equal: rules or judge
 
     def __post_init__(self) -> None:
-        if self.url and (set("@?#") & set(self.url)):  # not shown: recipes travel
-            raise ValueError("url holds a user, a password or a query. Put the key into OPENAI_API_KEY.")
-        if self.url and not _is_address(self.url):
-            raise ValueError(f'url = "{self.url}" is no address: http://… or https://… was expected.')
+        if self.url:
+            addresses.check(self.url, key_place="OPENAI_API_KEY")
         if self.url and not self.model:
             raise ValueError("model is empty. Write the name under which the server at url knows it.")
         if self.concurrency < 1 or self.max_tokens < 1:
@@ -120,12 +118,22 @@ def question(problem_statement: str, gold: str, extracted: str) -> str:
     Answers are put on one line and cut to LONGEST_ANSWER characters, the problem to LONGEST_STATEMENT.
     """
     texts = {
-        "problem": _harmless(problem_statement[:LONGEST_STATEMENT]),
-        "reference": _harmless(" ".join(gold[:LONGEST_ANSWER].split())),
-        "candidate": _harmless(" ".join(extracted[:LONGEST_ANSWER].split())),
+        "problem": harmless(problem_statement[:LONGEST_STATEMENT]),
+        "reference": harmless(" ".join(gold[:LONGEST_ANSWER].split())),
+        "candidate": harmless(" ".join(extracted[:LONGEST_ANSWER].split())),
     }
     # In one pass: a problem that holds the text {candidate} keeps it.
     return _PLACES.sub(lambda place: texts[place[1]], prompt())
+
+
+def harmless(text: str, words: re.Pattern[str] = _VERDICT_WORD) -> str:
+    """The text with nothing invisible in it, and nothing that reads as a tag, a control token or a model's own answer.
+
+    Args:
+        words  those that open the line of an answer, in two groups: a dot is put between them
+    """
+    visible = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    return words.sub(r"\1.\2", _TAGS.sub(r"\g<0> ", visible))
 
 
 def read_verdict(text: str) -> bool | None:
@@ -228,20 +236,6 @@ def _read_answers(cache: Path, lines: Iterable[bytes], wanted: Collection[str] |
             ) from None
         if wanted is None or name in wanted:
             found[name] = words
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parsed = urlsplit(url)
-        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and (parsed.port or 1) > 0
-    except ValueError:  # a port that is no number, half an IPv6 address
-        return False
-
-
-def _harmless(text: str) -> str:
-    """The text with nothing invisible in it, and nothing that reads as a tag, a control token or a verdict."""
-    visible = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
-    return _WORD.sub(r"\1.\2", _TAGS.sub(r"\g<0> ", visible))
 
 
 def _question_of(verdict: Verdict, problems: Mapping[str, Problem], settings: Settings) -> Question | None:
