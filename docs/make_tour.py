@@ -103,15 +103,13 @@ def imitation(tour: Tour) -> Iterator[str]:
         `sets/midtrain`. Left out of all rollouts: {reasons(first.dropped)}.""")
     yield shown(next(one for one in examples if one.rollout_id == tour.pair.chosen_id))
     yield prose(f"""The stage makes a sample of it: {tour.sample.prompt_len} token ids of the prompt, the
-        {len(tour.sample.tokens) - tour.sample.prompt_len - 1} of the response as they were stored with its measure,
-        and the end of turn.""")
+        {tour.sample.num_tokens - tour.sample.prompt_len - 1} of the response as they were stored with its measure,
+        and the end of turn. They stand one behind the other in a flat file beside the shard, from which a step reads
+        those of its own samples.""")
     yield shown(tour.sample)
     yield prose(f"""The same sample as the loss sees it in step {step[0]:,}, trained tokens in brackets. The last
         one is the end of turn: it is trained like any other.""")
     yield fenced("\n".join([f"$ algorist show {tour.name} {' '.join(view)}", batch(tour, *step)]))
-    if tour.alike > 1:
-        yield prose(f"""{tour.alike} rollouts of this problem say these same words. Their samples have the same
-            token ids and go by one name here.""")
     yield "## 6. Stage 2: the hard and clean part"
     yield prose(f"""{second.rows:,} examples stay in `sets/sft` (left out: {reasons(second.dropped)}). Of this
         problem {len(chosen)} {"stays" if len(chosen) == 1 else "stay"}: the one above is among them, and its sample

@@ -20,6 +20,7 @@ from algorist.numerics.groups import select
 from algorist.records import Pair, Problem, Rollout, Sample, Verdict
 from algorist.stage import Run
 from algorist.stages import midtrain, rlvr
+from algorist.tokens import Corpus
 
 STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
 WIDTH = 120  # characters of a line
@@ -45,7 +46,7 @@ class Tour:
     problem: Problem
     pair: Pair
     sample: Sample  # of the pair's chosen rollout
-    alike: int  # samples of stage 1 with its tokens
+    row: int  # of it, among the samples of stage 1
     group: Group
     candidates: int  # problems in every set that generation 0 learned from
 
@@ -71,8 +72,7 @@ def choose(root: Path) -> Tour:
 
     - generation 0 of stage 4 learned from right and wrong responses to it;
     - it has a pair in stage 3;
-    - the right rollout of that pair is a sample of stages 1 and 2 (where several say the same words, the one by whose
-      name `algorist show RUN batch` calls them).
+    - the right rollout of that pair is a sample of stages 1 and 2.
 
     Of several, one that stage 4 asked again comes first, then the one that it asked least often, then the pair with the
     smallest id. Raises RunError where the run is not finished or no problem is left.
@@ -83,10 +83,7 @@ def choose(root: Path) -> Tour:
     groups = generation(root, said)
     second = {sample.rollout_id: sample.problem_id for sample in store.read(root / "sft" / "data", Sample)}
     samples = store.read(root / "midtrain" / "data", Sample)
-    named = {one.tokens: one.rollout_id for one in samples}  # what `show batch` calls them, of several the last
-    usable = {
-        one.rollout_id: one for one in samples if one.rollout_id in second and named[one.tokens] == one.rollout_id
-    }
+    usable = {one.rollout_id: row for row, one in enumerate(samples) if one.rollout_id in second}
     pairs = store.read(root / "dpo" / "data", Pair)
     asked = {problem for problem, group in groups.items() if group.learned}
     in_both = [pair for pair in pairs if pair.chosen_id in usable]
@@ -101,10 +98,9 @@ def choose(root: Path) -> Tour:
     sampled = {problem: len(group.said) for problem, group in groups.items()}
     order = sorted(left, key=lambda pair: (sampled[pair.problem_id] == size, sampled[pair.problem_id], pair.id))
     pair, problems = order[0], {problem.id: problem for problem in store.read(root / "problems", Problem)}
-    own, group = usable[pair.chosen_id], groups[pair.problem_id]
+    row, group = usable[pair.chosen_id], groups[pair.problem_id]
     count = len({*second.values()} & {pair.problem_id for pair in pairs} & asked)
-    alike = sum(one.tokens == own.tokens for one in samples)
-    return Tour(root, f"runs/{said.name}", said, problems[pair.problem_id], pair, own, alike, group, count)
+    return Tour(root, f"runs/{said.name}", said, problems[pair.problem_id], pair, samples[row], row, group, count)
 
 
 def generation(root: Path, said: recipe.Recipe) -> dict[str, Group]:
@@ -138,15 +134,11 @@ def first_step(root: Path) -> dict[str, Any]:
 def place(tour: Tour) -> tuple[int, int]:
     """(step, document) of mid-training in which the sample is learned from first, the document counted from 1."""
     settings, parent = tour.of("model", chat.Settings), str(tour.root / "base" / "checkpoint")
-    words = chat.Chat.of(chat.load_tokenizer(parent), settings.prompt)
+    words = chat.Chat.of(chat.load_tokenizer(parent), settings.prompt, system=settings.system)
     run = Run(tour.recipe, tour.root, midtrain.STAGE, parent, words, settings.precision)
-    for index, step in enumerate(
-        midtrain.STAGE.steps(run, cast(Any, None))
-    ):  # laid out from records, no policy is asked
-        rows: list[Any] = list(step.batches)
-        documents = [tuple(r.tokens[a:b].tolist()) for r in rows for a, b in itertools.pairwise(r.bounds)]
-        if tour.sample.tokens in documents:
-            return index, documents.index(tour.sample.tokens) + 1
+    for index, drawn in enumerate(midtrain.drawn(run, Corpus.open(run.data, Sample).lengths)):
+        if tour.row in (documents := drawn.tolist()):
+            return index, documents.index(tour.row) + 1
     raise RunError(f"{tour.root}: sample {tour.sample.id} is in no step of mid-training. Use the code of the run.")
 
 

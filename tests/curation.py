@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -39,9 +40,12 @@ def problem(number: int, level: str = "college", domain: str = "algebra", **more
 
 
 def told(of: Problem, right: bool | None, text: str = "x", index: int = 0, **more: Any) -> Told:
-    """A rollout of a problem; `tokens` (a number or ids), finish, sampler, reason, extracted, repetition, leak."""
+    """A rollout of a problem; finish, sampler, reason, extracted, repetition, leak, tokens: ids, or how many.
+
+    Of a number of ids the first is the text's own, so that no two texts have the same.
+    """
     ids = more.get("tokens", len(text))
-    ids = tuple(range(2, 2 + ids)) if isinstance(ids, int) else tuple(ids)
+    ids = (2 + crc32(text.encode()) % 2**30, *range(3, 2 + ids))[:ids] if isinstance(ids, int) else tuple(ids)
     sampler, finish = more.get("sampler", "teacher"), more.get("finish", "stop")
     rollout = Rollout.of(of.id, text, sampler, index=index, finish=finish)
     reason = more.get("reason", {True: "equal", False: "different", None: "timed out"}[right])

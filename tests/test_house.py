@@ -22,12 +22,13 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in zip
 FLOORS = [
     {"errors", "__init__"},
     {"numerics", "records", "journal"},
-    {"store", "recipe"},
-    {"model", "verify", "toy", "task"},
+    {"store", "recipe", "addresses"},
+    {"model", "verify", "toy", "task", "tokens"},
     {"generate", "pipeline"},
     {"data", "evals", "trace", "review", "serving"},
     {"stage"},
     {"stages", "train"},
+    {"doctor"},
     {"tasks", "show"},
     {"cli"},
     {"__main__"},
@@ -36,6 +37,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = ("cli", "records", "recipe", "store", "errors", "task", "pipeline", "trace", "review", "model/chat")
 TORCH_FREE_ROOMS = ("data", "verify")
 TORCH_FREE_TOO = (
+    "addresses",
+    "tokens",
     "toy/world",
     "toy/teacher",
     "toy/words",

@@ -169,7 +169,10 @@ def test_killed_in_each_task_it_goes_on_with_the_same_numbers(smoke_run: Path, t
     assert f"sft: {steps['sft']}/{steps['sft']}" not in log and "sft: goes on" not in log  # nothing is trained again
     assert not half.exists()
 
-    log = killed_when(run, lambda: "dpo: reference: " in said(run), *often)
+    # between the token ids of a shard and the shard: the reference is computed again
+    log = killed_at(run, r"os.rename .*/dpo/data/\.00000\.parquet\.draft$", *often)
+    assert "dpo: reference: " in log
+    assert [path.name for path in (run / "dpo" / "data").glob("0*")] == ["00000.ids"]
     assert f"sft: {steps['sft']}/{steps['sft']}" not in log and "sft: done in" in log
     killed_at(run, r"os.rename .*/dpo/\.checkpoint\.draft$", *often)
     log = killed_when(run, lambda: "rlvr: prompts: " in said(run), *often)

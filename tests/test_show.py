@@ -6,15 +6,19 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from algorist import journal, recipe, store, tasks
 from algorist.errors import RecordError
 from algorist.model.chat import load_tokenizer
+from algorist.numerics.address import rng
 from algorist.records import Pair, Problem, Rollout, Sample, Verdict
 from algorist.show import Look, show
+from algorist.tokens import Corpus, write
 from conftest import ROOT
 
 STAGES = ("base", "midtrain", "sft", "dpo", "rlvr")
@@ -98,18 +102,32 @@ def test_a_batch_marks_what_is_trained(command, smoke_run, stage):
     """The brackets and what stands beside them are exactly the stored sample, in the order that training takes."""
     text = shown(command, smoke_run, "batch", "--stage", stage, "--count", 3)
     chat = load_tokenizer(str(smoke_run / "base" / "checkpoint"))
-    samples = {sample.id: sample for sample in store.read(smoke_run / stage / "data", Sample)}
+    corpus = Corpus.open(smoke_run / stage / "data", Sample)
+    stored = zip(store.read(smoke_run / stage / "data", Sample), corpus, strict=True)
+    samples = {sample.id: (sample, ids.tolist()) for sample, ids in stored}
     found = re.findall(r"── document \d+: sample (\w+), .*, (\d+) tokens, (\d+) trained ──\n(.*)\n", text)
     assert len(found) == 3
     for identity, tokens, trained, line in found:
-        sample = samples[identity]
-        read, said = sample.tokens[: sample.prompt_len], sample.tokens[sample.prompt_len :]
-        assert (int(tokens), int(trained)) == (len(sample.tokens), len(said))
+        sample, ids = samples[identity]
+        read, said = ids[: sample.prompt_len], ids[sample.prompt_len :]
+        assert (int(tokens), int(trained)) == (sample.num_tokens, len(said)) == (len(ids), len(said))
         assert line == "".join(map(chat.decode, read)) + "".join(f"[{chat.decode(token)}]" for token in said)
     assert stage == "base" or all(line.endswith("[<|end|>]") for *_, line in found)
     entry = journal.read(smoke_run / stage)[0]
     head = re.match(rf"{stage}, step 0: \d+ documents, micro-batches: \d+, ([\d,]+) tokens, ([\d,]+) of them", text)
     assert head and int(head[1].replace(",", "")) == entry["tokens"]
+
+
+def test_documents_with_the_same_words_go_by_their_own_names(command, smoke_run, tmp_path):
+    """Two rollouts may say the same, so ids do not tell which document of a step is which; its place does."""
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    samples = store.read(run / "sft" / "data", Sample)
+    alike = [replace(one, num_tokens=3, prompt_len=1) for one in samples]
+    write(run / "sft" / "data", Sample, alike, [np.array([5, 6, 7], np.int32)] * len(alike), shard_rows=10)
+    text = shown(command, run, "batch", "--stage", "sft", "--count", 999)
+    drawn = rng(1, "sft", "rows", 0).permutation(len(alike))[:16]  # the seed and batch size of the recipe
+    named = re.findall(r"── document \d+: sample (\w+), problem (\w+),", text)
+    assert named == [(alike[place].id, alike[place].problem_id) for place in drawn]
 
 
 def test_a_batch_of_pairs_and_a_later_step(command, smoke_run):

@@ -49,6 +49,15 @@ def test_empty_shards_count_because_shards_of_other_data_sets_stand_beside_them(
     assert store.finish(tmp_path / "a", Example).content != store.finish(tmp_path / "b", Example).content
 
 
+def test_single_rows_are_read_from_their_shards_alone(tmp_path: Path) -> None:
+    problems = [Problem.of(f"What is {number}?", str(number)) for number in range(7)]
+    store.write(tmp_path, Problem, problems, shard_rows=3)
+    assert store.take(tmp_path, Problem, [6, 0, 4, 0]) == [problems[place] for place in (6, 0, 4, 0)]
+    (tmp_path / "00001.parquet").write_bytes((tmp_path / "00001.parquet").read_bytes()[:4])
+    with pytest.raises(RecordError, match="00001.parquet"):
+        store.take(tmp_path, Problem, [3])
+
+
 def test_shards_that_a_longer_attempt_left_go(tmp_path: Path) -> None:
     for index in range(3):
         store.write_shard(tmp_path, index, Example, [EXAMPLE])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from algorist import journal, store
 from algorist.errors import RunError
-from algorist.model import checkpoints
+from algorist.model import checkpoints, lora, recompute
 from algorist.model.batches import Batch, Document, lay_out
 from algorist.model.chat import Chat
 from algorist.model.policy import Policy
@@ -22,7 +24,7 @@ from algorist.numerics.losses import Loss
 from algorist.numerics.schedules import learning_rate
 from algorist.recipe import Recipe
 from algorist.records import Checkpoint, Problem
-from algorist.stage import Plan, Run, Stage, Step, Training
+from algorist.stage import LOOKED_AT, Lora, Plan, Run, Stage, Step, Training
 from algorist.toy import base, words
 from algorist.train import train
 
@@ -73,8 +75,10 @@ def made(
     *,
     step: Callable[[int], Step] = usual,
     loss: Callable[..., Loss] = cross_entropy,
+    more: Mapping[str, Any] = MappingProxyType({}),
     **training: Any,
 ) -> tuple[Run, Watch]:
+    """A run of the stage made by hand; `more` are further fields of the stage."""
     watch = Watch([], [])
 
     def steps(run: Run, policy: Policy) -> Iterator[Step]:
@@ -86,7 +90,15 @@ def made(
 
     keys = Training(**{"learning_rate": 0.01, "warmup": 0.5, **training})
     stage = Stage(
-        "made", Settings, keys, (), lambda run: store.manifest(run.data), lambda run: Plan(STEPS, 2, 9), steps, loss
+        "made",
+        Settings,
+        keys,
+        (),
+        lambda run: store.manifest(run.data),
+        lambda run: Plan(STEPS, 2, 9),
+        steps,
+        loss,
+        **more,
     )
     recipe = Recipe(root / "recipe.toml", "test", 1, {"made": (Settings(), keys)})
     run = Run(recipe, root, stage, str(parent[0]), parent[1], "float32")
@@ -142,7 +154,7 @@ def test_a_mended_run_goes_on_from_the_last_save(tmp_path: Path, parent: tuple[P
     mended, watch = made(tmp_path / "broken", parent)
     said: list[str] = []
     again = train(mended, said.append)
-    assert said == ["made: goes on at step 2 of 4"] and len(watch.weights) == 2
+    assert said[0] == "made: goes on at step 2 of 4" and len(watch.weights) == 2
     assert again.id == card.id and same(final(mended), final(straight))
     assert [entry["step"] for entry in journal.read(run.folder)] == [0, 1, 2, 3]
     assert list(run.folder.glob("step-*")) == []
@@ -243,3 +255,155 @@ def test_a_finished_stage_is_not_trained_again(tmp_path: Path, parent: tuple[Pat
     again, watch = made(tmp_path, parent)
     assert train(again) == card and watch.weights == []
     assert list(run.folder.glob("step-*")) == []
+
+
+def killed(root: Path, parent: tuple[Path, Chat], at: int, **how: Any) -> tuple[Run, Watch]:
+    """A run that ended before step `at` and is about to go on from the save in front of it."""
+    run, _ = made(root, parent, step=broken_at(at), save_every=1, **how)
+    with pytest.raises(RunError):
+        train(run)
+    return made(root, parent, **how)
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    """The journal without what the clock says."""
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in journal.read(run.folder)]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"optimizer": "adamw"},
+        {"optimizer": "muon", "weight_decay": 0.1},
+        {"optimizer": "adamw8bit"},
+        {"lora": Lora(rank=2)},
+        {"lora": Lora(rank=2, targets=("o_proj",)), "optimizer": "muon"},
+        {"lora": Lora(rank=2), "more": {"with_critic": lambda settings: True}},
+        {"recompute": "selective"},
+    ],
+)
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path, parent: tuple[Path, Chat], how: Any) -> None:
+    if "lora" in how:
+        pytest.importorskip("peft")
+    if how.get("optimizer") == "adamw8bit":
+        pytest.importorskip("torchao")
+    with torch.compiler.set_stance("force_eager"):  # torchao would compile for half a minute
+        straight, _ = made(tmp_path / "straight", parent, **how)
+        card = train(straight)
+        run, _ = killed(tmp_path / "killed", parent, 2, **how)
+        assert train(run).id == card.id
+    assert same(final(run), final(straight)) and lines(run) == lines(straight)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_recompute_changes_nothing(tmp_path: Path, parent: tuple[Path, Chat], adapted: bool) -> None:
+    if adapted:
+        pytest.importorskip("peft")
+    runs = []
+    for kind in ("none", "selective", "full"):
+        run, watch = made(tmp_path / kind, parent, recompute=kind, lora=Lora(rank=2 * adapted))
+        said: list[str] = []
+        train(run, said.append)
+        assert watch.policy is not None
+        wrapped = ["forward" in vars(layer) for layer in recompute.layers(watch.policy.model).values()]
+        assert wrapped == [kind != "none"]
+        assert said[0].startswith("made: memory: weights ") and said[0].endswith(f"; recompute: {kind}")
+        runs.append(run)
+    for run in runs[1:]:
+        assert same(final(run), final(runs[0])) and lines(run) == lines(runs[0])
+
+
+def test_adapters_are_trained_and_merged(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
+    pytest.importorskip("peft")
+    run, watch = made(tmp_path, parent, lora=Lora(rank=2))
+    train(run)
+    assert watch.policy is not None
+    before, now = watch.weights[0], copied(watch.policy)
+    assert {name.split(".")[-3] for name in now if not torch.equal(now[name], before[name])} == {"lora_A", "lora_B"}
+    merged = {f"model.{name}": tensor for name, tensor in lora.merged(watch.policy.model).items()}
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in final(run).items())
+    old = copied(checkpoints.open_policy(parent[0], precision="float32"))
+    assert {name.split(".")[-2] for name, tensor in final(run).items() if not torch.equal(tensor, old[name])} == {
+        "qkv_proj",
+        "o_proj",
+        "gate_up_proj",
+        "down_proj",
+    }
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_norm_is_that_of_all_trained_gradients_before_it_is_cut(
+    tmp_path: Path, parent: tuple[Path, Chat], adapted: bool
+) -> None:
+    """Against a plain sum over every trained number, the critic's included and frozen ones left out."""
+    if adapted:
+        pytest.importorskip("peft")
+    seen: list[Weights] = []
+
+    def loss(policy: Policy, rows: Batch, settings: Any) -> Loss:
+        hidden = policy.hidden(rows)
+        found = losses.cross_entropy(policy.logprobs(rows, hidden=hidden), rows.weights)
+        value = found.value + (policy.values(hidden) - 1.0).square().mean()
+        if not seen:
+            leaves = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+            slopes = torch.autograd.grad(value, list(leaves.values()), retain_graph=True)
+            seen.append(dict(zip(leaves, slopes, strict=True)))
+        return Loss(value, {"loss": value.detach()})
+
+    more = {"with_critic": lambda settings: True}
+    how = {"max_grad_norm": 0.01, "lora": Lora(rank=2 * adapted), "step": lambda index: Step((batch(index),))}
+    run, _ = made(tmp_path, parent, loss=loss, more=more, **how)
+    train(run)
+    squares = [float(x) ** 2 for slope in seen[0].values() for x in slope.flatten().double()]
+    assert journal.read(run.folder)[0]["grad_norm"] == pytest.approx(math.sqrt(math.fsum(squares)), rel=1e-5)
+    assert any("critic" in name for name in seen[0]) and all("lora" in n or "critic" in n for n in seen[0]) is adapted
+
+
+def test_a_rate_that_cannot_move_the_weights_is_refused(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
+    run, watch = made(tmp_path, parent, learning_rate=1e-9)
+    run = replace(run, precision="bfloat16", weights="bfloat16")
+    with pytest.raises(RunError, match=r"^\[made\] learning_rate = 1e-09 would move 0.2% of the trained weights"):
+        train(run)
+    assert watch.weights == [] and not (run.folder / "checkpoint").exists()
+    pytest.importorskip("peft")
+    run, watch = made(tmp_path, parent, learning_rate=1e-4, lora=Lora(rank=1))
+    train(replace(run, precision="bfloat16", weights="bfloat16"))
+    assert watch.policy is not None
+    assert watch.policy.model.model.embed_tokens.weight.dtype == torch.bfloat16
+
+
+def rising(settings: Any, entries: Sequence[Mapping[str, Any]]) -> str:
+    """Words for what it is shown: which steps, of how many."""
+    assert type(settings) is Settings and len(entries) <= LOOKED_AT
+    big = [round(entry["tokens"]) for entry in entries if entry["tokens"] > 20]
+    return f"{len(big)} of the last steps are long" if big and entries[-1]["tokens"] > 20 else ""
+
+
+def test_an_alarm_is_said_when_it_changes(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
+    tokens = [18, 30, 18, 40]
+
+    def step(index: int) -> Step:
+        return replace(usual(index), facts={"tokens": tokens[index]})
+
+    said: list[str] = []
+    run, _ = made(tmp_path / "straight", parent, step=step, more={"alarm": rising})
+    train(run, said.append)
+    assert said[1:] == ["made: 1 of the last steps are long", "made: 2 of the last steps are long"]
+    alarms = [entry.get("alarm") for entry in journal.read(run.folder)]
+    assert alarms == [None, "1 of the last steps are long", None, "2 of the last steps are long"]
+
+
+def test_an_alarm_that_lasts_is_said_once_also_over_a_kill(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
+    def slow(settings: Any, entries: Sequence[Mapping[str, Any]]) -> str:
+        return "too slow" if len(entries) > 1 else ""
+
+    said: list[str] = []
+    straight, _ = made(tmp_path / "straight", parent, more={"alarm": slow})
+    train(straight, said.append)
+    assert said[1:] == ["made: too slow"]
+    run, _ = killed(tmp_path / "killed", parent, 3, more={"alarm": slow})
+    said.clear()
+    train(run, said.append)
+    assert len(said) == 2 and "made: too slow" not in said
+    assert lines(run) == lines(straight)
+    assert [entry.get("alarm") for entry in lines(run)] == [None, "too slow", None, None]

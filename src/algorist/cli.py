@@ -76,17 +76,28 @@ def gather(
 
 @app.command()
 def check(recipe: RecipePath, out: Out = None, set_: Overrides = None) -> None:
-    """Print the resolved recipe and the state of its run, and do nothing.
+    """Print the resolved recipe, the state of its run, and what the doctor finds in its data; change nothing.
 
+    The exit status is 1 where a stage would refuse to begin.
     Example: algorist check recipes/tiny.toml --set sft.epochs=3
     """
     from algorist import pipeline, tasks
     from algorist import recipe as recipes
+    from algorist.doctor import examine
 
     settings = recipes.read(recipe, tasks.sections(), set_ or [])
+    folder = out or Path("runs") / settings.name
     typer.echo(settings.dumps())
-    for task, state in pipeline.state(settings, out or Path("runs") / settings.name, tasks.tasks(settings)):
+    for task, state in pipeline.state(settings, folder, tasks.tasks(settings)):
         typer.echo(f"{task:20} {state}")
+    found = []
+    for seen in examine.reports(settings, folder):
+        typer.echo(f"\n{seen}")
+        found.append(seen)
+    if not found:
+        typer.echo(f"\n{examine.NOTHING}")
+    if any(seen.refused for seen in found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -48,9 +48,14 @@ class Entry:
         self.values.update(values)
 
     def refuse_unless_finite(self) -> None:
-        """Raise RunError where the loss or the gradient norm is NaN or infinite; call it before the optimizer moves."""
+        """Raise RunError where the loss or the gradient norm is NaN or infinite; call it before the optimizer moves.
+
+        Tensors become numbers here: the device is waited for once in a step, with the optimizer's work not yet queued.
+        """
+        found = {key: value.item() if hasattr(value, "item") else value for key, value in self.values.items()}
+        self.values = {key: _number(value) for key, value in found.items()}
         for key in ("loss", "grad_norm"):
-            if key in self.values and not math.isfinite(self.values[key]):
+            if key in found and not math.isfinite(found[key]):
                 raise RunError(
                     f"{self.folder}: {key} was not finite at step {self.index}, before any weight changed. "
                     "The last save is kept: lower learning_rate, or look for a broken record in this step's batch."

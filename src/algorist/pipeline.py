@@ -26,7 +26,7 @@ from algorist.recipe import Recipe
 from algorist.records import CARD, content_id
 from algorist.task import SUPERSEDED, Context, Task, aside
 
-FORMAT = 3  # raised when a run folder of an older version cannot be gone on with
+FORMAT = 4  # raised when a run folder of an older version cannot be gone on with
 UNREAD = frozenset(  # keys that no result depends on
     ("save_every", "concurrency", "timeout", "patience", "price_in", "price_out", "key_env")
 )

@@ -193,25 +193,27 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and one verified-right response, as token ids: what stages 1 and 2 learn from."""
+    """A prompt and one verified-right response: what stages 1 and 2 learn from. Its token ids stand in a file beside
+    its shard (tokens.py): prompt, response and end of turn, rendered by model/chat.py."""
 
-    id: str
+    id: str  # depends on the token ids too
     problem_id: str
     rollout_id: str
-    tokens: tuple[int, ...]  # prompt, response and end of turn, rendered by model/chat.py
-    prompt_len: int  # how many of `tokens` belong to the prompt
+    num_tokens: int
+    prompt_len: int  # how many of them belong to the prompt
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A right and a wrong response to one problem, as token ids: what stage 3 learns from."""
+    """A right and a wrong response to one problem: what stage 3 learns from. The token ids of both stand in a file
+    beside its shard: prompt, response and, where the response ended by itself, the end of turn."""
 
-    id: str
+    id: str  # depends on the token ids too
     problem_id: str
     chosen_id: str  # rollout ids
     rejected_id: str
-    chosen: tuple[int, ...]  # prompt, response and, where the response ended by itself, the end of turn
-    rejected: tuple[int, ...]
+    num_chosen: int  # tokens, those of the prompt among them
+    num_rejected: int
     prompt_len: int
     chosen_ref_logprob: float | None = None  # summed over the response, under the reference policy
     rejected_ref_logprob: float | None = None

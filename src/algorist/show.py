@@ -160,15 +160,16 @@ def _batch(look: Look) -> None:
     if step is None:
         last = run.stage.plan(run).num_steps - 1
         raise RunError(f"{run.folder}: has no step {look.step}. Name one from 0 to {last} with --step.")
-    documents = list(_documents(run, step))
-    trained, tokens = (sum(column) for column in zip(*((_trained(w), len(w)) for _, _, w in documents), strict=True))
+    documents = list(_documents(step))
+    trained, tokens = (sum(column) for column in zip(*((_trained(w), len(w)) for _, w in documents), strict=True))
     laid_out = f"{len(documents):,} documents, micro-batches: {len(step.batches):,}"
     share = f"{tokens:,} tokens, {trained:,} of them trained ({100 * trained / tokens:.1f} %)"
     look.say(f"{run.stage.name}, step {run.start}: {laid_out}, {share}", "bold")
     marks = "bold green: trained, dim: only read" if look.out.is_terminal else "[trained], only read"
     look.say(f"{marks}; one token after another, documents never see each other")
     shown = documents[: look.count or 2]
-    for place, (name, ids, weights) in enumerate(shown, 1):
+    named = zip(_names(run, len(shown)), shown, strict=True)
+    for place, (name, (ids, weights)) in enumerate(named, 1):
         counts = f"{len(ids):,} tokens, {_trained(weights):,} trained"
         look.say(f"\n── document {place}: {name}, {counts} ──", "bold cyan")
         look.say(_coloured(look, run, ids, weights))
@@ -194,30 +195,33 @@ def _stage_run(look: Look, recipe: Recipe) -> Run:
     if not _made(look.root / stage.name / "data"):
         raise RunError(f"{look.root}: the stage {stage.name} has no data yet. Run the recipe until {stage.name} first.")
     model = recipe.resolved()["model"]
-    chat = Chat.of(load_tokenizer(str(parent)), model["prompt"])
-    return Run(recipe, look.root, stage, str(parent), chat, model["precision"], look.step or 0)
+    chat = Chat.of(load_tokenizer(str(parent)), model["prompt"], system=model["system"])
+    return Run(recipe, look.root, stage, str(parent), chat, model["precision"], start=look.step or 0)
 
 
-def _documents(run: Run, step: Step) -> Iterator[tuple[str, list[int], list[float]]]:
-    """(what it is, token ids, weights) of every document of a step."""
-    names = _names(run)
+def _documents(step: Step) -> Iterator[tuple[list[int], list[float]]]:
+    """(token ids, weights) of every document of a step."""
     for batch in step.batches:
         rows: Any = getattr(batch, "rows", batch)
         for start, end in itertools.pairwise(rows.bounds):
-            ids = rows.tokens[start:end].tolist()
-            yield names.get(tuple(ids), "not a stored record"), ids, rows.weights[start:end].tolist()
+            yield rows.tokens[start:end].tolist(), rows.weights[start:end].tolist()
 
 
-def _names(run: Run) -> dict[tuple[int, ...], str]:
-    """Token ids → the record that they are."""
+def _names(run: Run, count: int) -> list[str]:
+    """What the first `count` documents of the step that `run` begins at are: they stand in the order of the draw."""
+    from algorist.stages import dpo, midtrain
+    from algorist.tokens import Corpus
+
     if run.stage.name != "dpo":
-        samples = store.read(run.data, Sample)
-        return {s.tokens: f"sample {s.id}, problem {s.problem_id}, rollout {s.rollout_id or 'none'}" for s in samples}
-    names = {}
-    for pair in store.read(run.data, Pair):
-        names[pair.chosen] = f"chosen of pair {pair.id}, {_reference(pair.chosen_ref_logprob)}"
-        names[pair.rejected] = f"rejected of pair {pair.id}, {_reference(pair.rejected_ref_logprob)}"
-    return names
+        places = next(midtrain.drawn(run, Corpus.open(run.data, Sample).lengths))[:count].tolist()
+        samples = store.take(run.data, Sample, places)
+        return [f"sample {s.id}, problem {s.problem_id}, rollout {s.rollout_id or 'none'}" for s in samples]
+    drawn = next(dpo.drawn(run, store.manifest(run.data).rows))[:count].tolist()
+    names = []
+    for pair in store.take(run.data, Pair, drawn):
+        names.append(f"chosen of pair {pair.id}, {_reference(pair.chosen_ref_logprob)}")
+        names.append(f"rejected of pair {pair.id}, {_reference(pair.rejected_ref_logprob)}")
+    return names[:count]
 
 
 def _coloured(look: Look, run: Run, ids: Sequence[int], weights: Sequence[float]) -> Text:
@@ -292,7 +296,7 @@ def _all_pairs(look: Look) -> list[Pair]:
     if _made(look.root / "dpo" / "data"):
         return store.read(look.root / "dpo" / "data", Pair)
     rows = _read(look, "sets/dpo", Preference)
-    return [Pair(row.id, row.problem_id, row.chosen_id, row.rejected_id, (), (), 0) for row in rows]
+    return [Pair(row.id, row.problem_id, row.chosen_id, row.rejected_id, 0, 0, 0) for row in rows]
 
 
 def _verdicts(look: Look) -> Mapping[str, Verdict]:

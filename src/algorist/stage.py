@@ -7,12 +7,13 @@ step after another, `loss` turns one into a weighted sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from algorist import store
+from algorist.model import checkpoints
 from algorist.model.batches import Batch, GroupBatch, PairBatch
 from algorist.model.chat import Chat
 from algorist.model.policy import Policy
@@ -20,6 +21,20 @@ from algorist.numerics.losses import Loss
 from algorist.recipe import Recipe
 
 AnyBatch = Batch | PairBatch | GroupBatch
+LOOKED_AT = 10  # optimizer steps that an alarm is shown
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Adapters that are trained in the place of the weights, and merged into them in every checkpoint."""
+
+    rank: int = 0  # of the adapters of the layers' matrices; 0 trains the weights themselves
+    alpha: float = 32.0  # an adapter's part is scaled by alpha / rank
+    targets: tuple[str, ...] = ()  # matrices of a layer by name, such as "o_proj"; none named: all of them
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ValueError("rank must be at least 0 and alpha above 0.")
 
 
 @dataclass(frozen=True)
@@ -29,13 +44,15 @@ class Training:
     learning_rate: float = 1e-5  # peak
     warmup: float = 0.1  # share of the steps over which the rate rises
     end_learning_rate: float = 0.0  # share of the peak that the cosine falls to; 1 keeps it constant
-    optimizer: Literal["adamw", "muon"] = "adamw"  # Muon takes the matrices of the layers, AdamW the rest
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw"  # Muon: for the matrices of the layers, AdamW the rest
     others_rate: float = 1.0  # with Muon: the rate of embeddings and vectors, as a multiple of learning_rate
     weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
     max_grad_norm: float = 1.0  # longer gradients are scaled to this norm
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
+    recompute: Literal["auto", "none", "selective", "full"] = "auto"  # in the backward pass, to keep less in memory
     save_every: int = 200  # optimizer steps between two saves that a killed run can go on from
+    lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.tokens_per_batch < 1 or self.save_every < 1:
@@ -53,6 +70,7 @@ class Plan:
     num_steps: int
     documents: int  # that the stage learns from
     tokens: int  # of these documents together, 0 where they are sampled on the way
+    longest: int = 0  # tokens of the longest document or pair, which is never cut; 0 where it is not known
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,21 @@ class Run:
     stage: Stage
     parent: str  # folder or hub name of the model this stage starts from
     chat: Chat
-    precision: str
+    precision: str  # of matrix products
+    weights: str = "float32"  # the type that weights are held in
+    attention: str = "auto"  # the path asked for (model/probe.py)
     start: int = 0  # first step to take; not 0 when a killed run goes on
+
+    def opened(self, source: str | Path | None = None, *, with_critic: bool = False) -> Policy:
+        """The policy of a folder, or of the parent, as training has it."""
+        return checkpoints.open_policy(
+            source or self.parent,
+            precision=self.precision,
+            weights=self.weights,
+            attention=self.attention,
+            tokens=self.training.tokens_per_batch,
+            with_critic=with_critic,
+        )
 
     @property
     def folder(self) -> Path:
@@ -120,3 +151,5 @@ class Stage:
     steps: Callable[[Run, Policy], Iterator[Step]]
     loss: Callable[[Policy, Any, Any], Loss]
     with_critic: Callable[[Any], bool] = lambda settings: False
+    # Settings, and what the journal holds of the last steps: what is going wrong and what to do, "" where nothing is.
+    alarm: Callable[[Any, Sequence[Mapping[str, Any]]], str] = lambda settings, entries: ""

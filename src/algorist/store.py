@@ -51,6 +51,7 @@ class Facts:
     content: str  # hash of the records, their order included
     made_from: str = ""  # what it was computed from: a shard with the same need not be computed again
     dropped: Mapping[str, int] = field(default_factory=dict)  # reason → records left out in making it
+    ids: str = ""  # hash of the token ids in the file beside it, where there is one (tokens.py)
 
 
 @contextlib.contextmanager
@@ -105,12 +106,14 @@ def write_shard(
     *,
     dropped: Mapping[str, int] | None = None,
     made_from: str = "",
+    ids: str = "",
 ) -> Path:
     """Write one shard of a data set that is still growing; writing the same index again replaces it.
 
     Args:
         dropped    reason → how many records were left out in making this shard
         made_from  a hash of everything that it was computed from
+        ids        hash of the token ids that stand in a file beside it
     """
     path = folder / f"{index:05d}.parquet"
     said = schema(kind)
@@ -120,7 +123,7 @@ def write_shard(
         nested = pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)
         columns.append(pa.array(map(_tables, values) if nested else values, type=column.type))
     table = pa.Table.from_arrays(columns, schema=said)
-    facts = Facts(table.num_rows, _content(table), made_from, dict(sorted((dropped or {}).items())))
+    facts = Facts(table.num_rows, _content(table), made_from, dict(sorted((dropped or {}).items())), ids)
     table = table.replace_schema_metadata({_FACTS: json.dumps(asdict(facts)).encode()})
     with replacing(path) as draft:
         pq.write_table(table, draft, compression="zstd")
@@ -150,12 +153,10 @@ def finish(
     Args:
         dropped  the sum of what the shards say unless it is given
         shards   the file names that make it up, all that are there unless given; others, which an earlier attempt with
-                 a longer input left, are deleted
+                 a longer input left, are deleted, with the token ids beside them
     """
-    there = sorted(path.name for path in folder.glob("[0-9]*.parquet"))
-    for name in set(there) - set(there if shards is None else shards):
-        (folder / name).unlink()
-    shards = there if shards is None else list(shards)
+    shards = sorted(path.name for path in folder.glob("[0-9]*.parquet")) if shards is None else list(shards)
+    _keep(folder, shards)
     said = [facts(folder / shard) for shard in shards]
     if dropped is None:
         dropped = sum((Counter(one.dropped) for one in said), Counter[str]())
@@ -180,8 +181,7 @@ def write(
     """Write a whole data set, in place of whatever the folder held."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for old in folder.glob("[0-9]*.parquet"):
-        old.unlink()
+    _keep(folder, ())
     for index, start in enumerate(range(0, max(len(records), 1), shard_rows)):
         write_shard(folder, index, kind, records[start : start + shard_rows])
     return finish(folder, kind, parents=parents, dropped=dropped)
@@ -197,21 +197,34 @@ def manifest(folder: Path) -> Manifest:
         raise RecordError(f"{path}: is no manifest. Delete the task's folder to make it again.") from None
 
 
-def read(folder: Path, kind: type[Record]) -> list[Record]:
-    """All records of a finished data set, in the order they were written."""
+def manifest_of(folder: Path, kind: type[Any]) -> Manifest:
+    """The manifest of a finished data set of this kind. Raises RecordError where there is none, or one of another."""
     found = manifest(folder)
     if found.kind != kind.__name__:
         raise RecordError(f"{folder}: holds {found.kind} records, {kind.__name__} was asked for. Name another folder.")
-    return [record for shard in found.shards for record in read_shard(folder / shard, kind)]
+    return found
+
+
+def read(folder: Path, kind: type[Record]) -> list[Record]:
+    """All records of a finished data set, in the order they were written."""
+    return [record for shard in manifest_of(folder, kind).shards for record in read_shard(folder / shard, kind)]
+
+
+def take(folder: Path, kind: type[Record], rows: Sequence[int]) -> list[Record]:
+    """The records in these rows of a finished data set, rows counted over its shards; only their shards are read."""
+    found, first, taken = manifest_of(folder, kind), 0, dict[int, Record]()
+    for shard in found.shards:
+        size = facts(folder / shard).rows
+        if here := sorted({row for row in rows if first <= row < first + size}):
+            table = read_columns(folder / shard).take([row - first for row in here])
+            taken.update(zip(here, from_table(table, kind, folder / shard), strict=True))
+        first += size
+    return [taken[row] for row in rows]
 
 
 def read_shard(path: Path, kind: type[Record]) -> list[Record]:
     """The records of one shard. Raises RecordError where the file cannot be read."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _unreadable(path, error) from None
-    return from_table(table, kind, path)
+    return from_table(read_columns(path), kind, path)
 
 
 def from_table(table: pa.Table, kind: type[Record], path: Path) -> list[Record]:
@@ -237,16 +250,32 @@ def stream(folder: Path, kind: type[Record]) -> Iterator[Record]:
         yield from read_shard(folder / shard, kind)
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a shard as an Arrow table. Raises RecordError where the file cannot be read."""
+def columns(path: Path) -> list[str]:
+    """The names of a shard's columns. Raises RecordError where the file cannot be read."""
     try:
-        return pq.read_table(path, columns=list(columns))
+        return list(pq.read_schema(path).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(path, error) from None
+
+
+def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns of a shard, or all, as an Arrow table. Raises RecordError where the file cannot be read."""
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> RecordError:
     return RecordError(f"{path}: not readable as Parquet ({error}). Delete the task's folder to make it again.")
+
+
+def _keep(folder: Path, shards: Sequence[str]) -> None:
+    """Delete every other shard of a folder, and the token ids (tokens.py) that stood beside it."""
+    kept = {Path(name).stem for name in shards}
+    for path in [*folder.glob("[0-9]*.parquet"), *folder.glob("[0-9]*.ids")]:
+        if path.stem not in kept:
+            path.unlink()
 
 
 def _hash(parts: Sequence[object]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from algorist import pipeline, store
 from algorist.data import decontaminate, funnel, sources
 from algorist.data import tasks as data
+from algorist.doctor import examine
 from algorist.errors import RecipeError, RunError
 from algorist.evals import evaluate, report
 from algorist.generate.rollouts import Speaker
@@ -80,7 +81,8 @@ def write_report(recipe: Recipe, root: Path) -> str:
 
 
 def _chat(context: Context, tokenizer: Any) -> Chat:
-    return Chat.of(tokenizer, context.of("model", chats.Settings).prompt)
+    model = context.of("model", chats.Settings)
+    return Chat.of(tokenizer, model.prompt, system=model.system)
 
 
 def _base(context: Context) -> None:
@@ -90,7 +92,7 @@ def _base(context: Context) -> None:
     folder = context.root / "base"
     if model.base != "toy":
         chat = _chat(context, load_tokenizer(model.base))
-        policy = checkpoints.open_policy(model.base, precision=model.precision)
+        policy = checkpoints.open_policy(model.base, precision=model.precision, rope=model.rope)
         checkpoints.save(folder / "checkpoint", policy, chat.tokenizer, Checkpoint("", "base", 0))
         return
     chat = _chat(context, words.tokenizer())
@@ -121,7 +123,8 @@ def _stage(stage: Stage, parent: str, context: Context) -> None:
     source = context.root / parent
     model = context.of("model", chats.Settings)
     chat = _chat(context, load_tokenizer(str(source)))
-    this = Run(context.recipe, context.root, stage, str(source), chat, model.precision)
+    held = (model.precision, model.weights, model.attention)
+    this = Run(context.recipe, context.root, stage, str(source), chat, *held)
     if not (this.data / store.MANIFEST).exists():
         made = stage.curate(this)
         context.say(f"{stage.name}: learns from {made.rows:,} {made.kind.lower()}s{dropped(made)}")
@@ -129,6 +132,8 @@ def _stage(stage: Stage, parent: str, context: Context) -> None:
     if plan.num_steps < 1:
         raise RunError(f"{this.data}: nothing is left to learn from. Loosen [{stage.name}] or give it more problems.")
     context.say(f"{stage.name}: {plan.num_steps:,} steps, {plan.documents:,} documents, {plan.tokens:,} tokens")
+    if stage is not base.STAGE:  # whose texts are no responses
+        examine.before_first_step(this, context.say)
     train(this, context.say)
 
 
@@ -141,7 +146,10 @@ def _scores(stage: str, context: Context) -> None:
     devices.settle()
     checkpoint = context.root / stage / "checkpoint"
     settings = context.of("evaluate", evaluate.Settings)
-    policy = checkpoints.open_policy(checkpoint, precision=context.of("model", chats.Settings).precision)
+    model = context.of("model", chats.Settings)
+    policy = checkpoints.open_policy(
+        checkpoint, precision=model.precision, weights=model.weights, attention=model.attention
+    )
     speaker = Speaker(policy, _chat(context, load_tokenizer(str(checkpoint))), stage, settings.num_slots)
     names = list(context.of("data", sources.Settings).benchmarks)
     with Pool.of(context.recipe) as pool:

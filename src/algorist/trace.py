@@ -238,7 +238,7 @@ def _line(record: Any) -> str:
         case records.Example():
             return f"example {record.id} of rollout {record.rollout_id}"
         case records.Sample():
-            return f"sample {record.id}, {len(record.tokens):,} tokens, of rollout {record.rollout_id or 'none'}"
+            return f"sample {record.id}, {record.num_tokens:,} tokens, of rollout {record.rollout_id or 'none'}"
         case records.Question():
             return f"question {record.id} of problem {record.problem_id}"
     kind = type(record).__name__.lower()

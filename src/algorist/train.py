@@ -1,12 +1,14 @@
 """THE loop. Every stage is trained by it, and it knows none of them.
 
-For each step: loss, backward, clip; refuse a loss that is not finite before any weight has moved; step; journal;
-save where a save can be resumed from exactly. Nothing here divides: weights carry the normalisation.
+For each step: loss, backward, clip; refuse a loss that is not finite before any weight has moved; step; journal, and
+ask the stage whether something goes wrong; save where a save can be resumed from exactly. Nothing here divides:
+weights carry the normalisation.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +17,19 @@ import torch
 
 from algorist import journal, store
 from algorist.journal import Journal
-from algorist.model import checkpoints
-from algorist.model.optimizers import Optimizer
+from algorist.model import checkpoints, lora, memory, recompute
+from algorist.model.optimizers import Optimizer, require_movement
 from algorist.model.policy import Policy
 from algorist.numerics.schedules import learning_rate
 from algorist.records import CARD, Checkpoint
-from algorist.stage import Run
+from algorist.stage import LOOKED_AT, Plan, Run
 
 
 def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
     """Train one stage to its end, or resume it, and return its checkpoint, `<run>/<stage>/checkpoint`.
 
     Raises:
-        RunError where a loss is not finite; the last save stays.
+        RunError where a loss is not finite, or the learning rate too small to move a weight; the last save stays.
     """
     stage, training = run.stage, run.training
     if (run.folder / "checkpoint").exists():  # killed after the last step: the folder appears whole or not at all
@@ -36,9 +38,12 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
     policy, optimizer, run = _open(run)
     if run.start:
         say(f"{stage.name}: goes on at step {run.start} of {plan.num_steps}")
+    _fit(run, plan, policy, optimizer, say)
     policy.train()
     save_due = False
     with Journal(run.folder, total=plan.num_steps, title=stage.name, start=run.start) as log:
+        latest = deque(journal.read(run.folder), maxlen=LOOKED_AT)
+        wrong = stage.alarm(run.settings, tuple(latest))
         for index, step in enumerate(stage.steps(run, policy), run.start):
             with log.step(index) as entry:
                 entry.set(**step.facts)
@@ -57,6 +62,11 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
                 entry.set(grad_norm=norm, lr=rate)
                 entry.refuse_unless_finite()
                 optimizer.step(rate)
+                latest.append(entry.values)
+                before, wrong = wrong, stage.alarm(run.settings, tuple(latest))
+                if wrong and wrong != before:
+                    entry.set(alarm=wrong)
+                    say(f"{stage.name}: {wrong}")
             save_due = save_due or (index + 1) % training.save_every == 0
             if save_due and step.may_stop and index + 1 < plan.num_steps:
                 _save(run, policy, optimizer, index + 1)
@@ -66,18 +76,35 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
 
 def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
     """The policy and optimizer of the last save, or of the parent, and the run with the step to begin at."""
-    saves = _saves(run.folder)
-    source = str(saves[-1]) if saves else run.parent
-    critic = run.stage.with_critic(run.settings)
-    policy = checkpoints.open_policy(source, precision=run.precision, with_critic=critic)
-    training = run.training
+    saves, training = _saves(run.folder), run.training
+    adapted = training.lora.rank > 0
+    source = saves[-1] if saves and not adapted else run.parent
+    policy = run.opened(source, with_critic=run.stage.with_critic(run.settings))
+    if adapted:
+        lora.attach(
+            policy.model,
+            rank=training.lora.rank,
+            alpha=training.lora.alpha,
+            targets=training.lora.targets,
+            address=(run.seed, run.stage.name),
+        )
+    require_movement(policy, run.stage.name, training.learning_rate)
     optimizer = Optimizer(
         policy, kind=training.optimizer, weight_decay=training.weight_decay, others_rate=training.others_rate
     )
-    if not saves:
-        return policy, optimizer, run
-    checkpoints.load_optimizer(saves[-1], optimizer)
-    return policy, optimizer, replace(run, start=checkpoints.card(saves[-1]).step)
+    start = checkpoints.resume(saves[-1], policy, optimizer) if saves else run.start
+    return policy, optimizer, replace(run, start=start)
+
+
+def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callable[[str], object]) -> None:
+    """Choose what the backward pass computes again so that a micro-batch fits into memory, and say so."""
+    training = run.training
+    need = memory.Need.of(policy, optimizer, max(training.tokens_per_batch, plan.longest))
+    room = memory.available(policy.device)
+    kind = memory.choose(need, room, training.recompute)
+    for line in memory.describe(need, room, kind, training.recompute).splitlines():
+        say(f"{run.stage.name}: {line}")
+    recompute.apply(policy.model, kind)
 
 
 def _saves(folder: Path) -> list[Path]:

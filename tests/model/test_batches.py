@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from algorist import recipe as recipes
-from algorist import store
+from algorist import tokens
 from algorist.model.batches import Batch, Document, GroupBatch, cut, cut_lengths, lay_out, token_mean
 from algorist.model.chat import Chat
 from algorist.model.policy import Policy
 from algorist.numerics.losses import Loss
-from algorist.records import Pair, Sample
+from algorist.records import Sample
 from algorist.stage import AnyBatch, Run
 from algorist.stages import dpo, midtrain, rlvr, sft
 from algorist.toy import words
@@ -56,13 +56,17 @@ def cross_entropy_step(cut_: Cut) -> list[Batch]:
 
 def dpo_step(cut_: Cut) -> list[Any]:
     rng = np.random.default_rng(1)
-    pairs = []
+    documents, references = [], np.empty((COUNT, 2), np.float32)
     for index in range(COUNT):
-        prompt = tuple(rng.integers(2, tiny.VOCABULARY, size=3).tolist())
-        chosen, rejected = (tuple(rng.integers(2, 50, size=int(rng.integers(2, 9))).tolist()) for _ in range(2))
-        references = (float(-rng.random() * 40), float(-rng.random() * 40))
-        pairs.append(Pair(str(index), "", "", "", prompt + chosen, prompt + rejected, 3, *references))
-    return [dpo.lay_out_pairs([pairs[i] for i in part], total=COUNT) for part in cut_]
+        prompt = rng.integers(2, tiny.VOCABULARY, size=3)
+        for _ in range(2):
+            response = rng.integers(2, 50, size=int(rng.integers(2, 9)))
+            documents.append(Document.of(np.concatenate([prompt, response]), 3))
+        references[index] = -rng.random(2) * 40
+    return [
+        dpo.lay_out_pairs([documents[2 * i + side] for i in part for side in (0, 1)], references[part], total=COUNT)
+        for part in (list(part) for part in cut_)
+    ]
 
 
 def grpo_step(cut_: Cut) -> list[GroupBatch]:
@@ -137,12 +141,13 @@ def test_packing_changes_neither_loss_nor_gradient(tmp_path: Path, stage: Any, t
     """One optimizer step over all samples by the stage's own `steps`, packed into rows and one sample per row."""
     policy = tiny.policy("Phi3")
     documents = tiny.documents(6, [5, 40, 21, 33, 8, 9])
-    samples = [Sample(str(i), "", "", tuple(document.tokens), 2) for i, document in enumerate(documents)]
+    samples = [Sample(str(i), "", "", len(document.tokens), 2) for i, document in enumerate(documents)]
+    sequences = [np.array(document.tokens, np.int32) for document in documents]
     found, orders = [], []
     for packing in ("true", "false"):
         keys = ["sequence_length=64", "epochs=1", f"packing={packing}", f"tokens_per_batch={tokens_per_batch}"]
         run = run_of(tmp_path, stage, keys)
-        store.write(run.data, Sample, samples)
+        tokens.write(run.data, Sample, samples, sequences)
         (step,) = stage.steps(run, policy)
         assert stage.plan(run).num_steps == 1
         assert sum(float(batch.weights.sum()) for batch in step.batches) == pytest.approx(1.0, abs=1e-6)
@@ -153,8 +158,10 @@ def test_packing_changes_neither_loss_nor_gradient(tmp_path: Path, stage: Any, t
     tiny.assert_close(found[0][1], found[1][1], 1e-5)
 
 
-def test_lay_out_by_hand() -> None:
-    batch = lay_out([Document.of([7, 8, 9], 1), Document.of([4, 5], 1, weight=0.5)], total=2.0)
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda ids: np.array(ids, np.int32)])
+def test_lay_out_by_hand(kind: Callable[[list[int]], Any]) -> None:
+    batch = lay_out([Document.of(kind([7, 8, 9]), 1), Document.of(kind([4, 5]), 1, weight=0.5)], total=2.0)
+    assert [batch.tokens.dtype, batch.positions.dtype, batch.weights.dtype] == [torch.int64, torch.int64, torch.float32]
     assert batch.tokens.tolist() == [7, 8, 9, 4, 5]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1]
     assert batch.bounds == (0, 3, 5)
@@ -174,11 +181,11 @@ def test_cut_keeps_order_and_leaves_long_documents_alone() -> None:
 
 
 def test_pairs_stand_chosen_before_rejected_and_weigh_their_responses() -> None:
-    pair = Pair("i", "", "", "", (5, 6, 7, 8), (5, 6, 9), 2, -1.5, None)
-    batch = dpo.lay_out_pairs([pair, pair], total=4)
+    pair = [Document.of(np.array([5, 6, 7, 8]), 2), Document.of(np.array([5, 6, 9]), 2)]
+    batch = dpo.lay_out_pairs(pair * 2, np.array([[-1.5, 0.0], [-1.5, -2.5]], np.float32), total=4)
     assert batch.rows.tokens.tolist() == [5, 6, 7, 8, 5, 6, 9] * 2
     assert batch.rows.weights.tolist() == [0, 0, 1, 1, 0, 0, 1] * 2
-    assert batch.ref_chosen.tolist() == [-1.5, -1.5] and batch.ref_rejected.tolist() == [0.0, 0.0]
+    assert batch.ref_chosen.tolist() == [-1.5, -1.5] and batch.ref_rejected.tolist() == [0.0, -2.5]
     assert batch.weights.tolist() == [0.25, 0.25]
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from algorist.errors import RecipeError
+from algorist.model import chat as chats
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.records import Problem
 from algorist.toy import base as toy_base
 from algorist.toy import words
+from model import wild
 
-TEMPLATES = Path(__file__).parents[2].parent / "shared" / "data" / "chat_templates"
 PROMPT = "Think. {problem}"
 
 
@@ -90,7 +92,9 @@ def test_braces_in_a_statement_are_left_alone(toy: Chat) -> None:
 
 
 def test_a_saved_tokenizer_opens_as_it_was(toy: Chat, tmp_path: Path) -> None:
-    toy.tokenizer.save_pretrained(tmp_path)
+    chats.save_tokenizer(toy.tokenizer, tmp_path)
+    # A name that transformers 4 knows as well as 5.
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     again = Chat.of(load_tokenizer(str(tmp_path)), "{problem}")
     question = "How many points does Tom have?"
     assert (again.end, again.stops) == (toy.end, toy.stops)
@@ -155,35 +159,212 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(error.value)
 
 
-def real(name: str, tmp_path: Path) -> Any:
-    """A tokenizer with a template of the wild; skipped where its files are not at hand."""
-    source = TEMPLATES / name
-    if not source.is_dir():
-        pytest.skip("the real chat templates are not here")
-    for file in source.iterdir():
-        content = file.read_bytes()
-        target = tmp_path / file.name.removesuffix(".gz")
-        target.write_bytes(gzip.decompress(content) if file.suffix == ".gz" else content)
-    return load_tokenizer(str(tmp_path))
+def templated(template: str, **tokens: str) -> Any:
+    """The toy's tokenizer with another chat template."""
+    tokenizer = words.tokenizer()
+    tokenizer.chat_template, tokenizer.name_or_path = template, "models/odd"
+    for name, token in tokens.items():
+        setattr(tokenizer, name, token)
+    return tokenizer
 
 
-def test_phi_3_mini(tmp_path: Path) -> None:
-    chat = Chat.of(real("phi-3-mini", tmp_path), PROMPT)
+PLAIN = "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}"
+TWO_BOS = (
+    "models/odd: a prompt begins with two BOS tokens (<|user|>). Let the chat template alone write it: take it out of "
+    "[model] prompt and system, of the problem, and of what the tokenizer adds by itself."
+)
+
+
+def test_a_bos_from_the_template_and_another_from_the_tokenizer() -> None:
+    """A tokenizer that adds a BOS when it is asked for special tokens is not asked for them."""
+    tokenizer = templated("{{ bos_token }}" + PLAIN, bos_token="<|user|>")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|user|> $A", special_tokens=[("<|user|>", bos)])
+    assert tokenizer("<|user|>Tom has 3 pens.").input_ids[:2] == [bos, bos]
+    ids = Chat.of(tokenizer, "{problem}").prompt_ids("Tom has 3 pens.")
+    assert ids[0] == bos and ids.count(bos) == 1
+
+
+class Eager:
+    """A tokenizer that begins every text with its BOS, whatever it is told."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, text: str, **told: Any) -> Any:
+        return SimpleNamespace(input_ids=[self.inner.bos_token_id, *self.inner(text, **told).input_ids])
+
+
+def test_a_tokenizer_that_adds_its_bos_unasked_is_refused_beside_a_template_that_writes_one() -> None:
+    tokenizer = templated("{{ bos_token }}" + PLAIN, bos_token="<|user|>")
+    with pytest.raises(RecipeError) as error:
+        Chat.of(Eager(tokenizer), "{problem}")
+    assert str(error.value) == TWO_BOS
+    tokenizer.chat_template = PLAIN
+    ids = Chat.of(Eager(tokenizer), "{problem}").prompt_ids("Tom has 3 pens.")
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_second_bos_in_the_prompts_words_or_in_a_problem_is_refused() -> None:
+    tokenizer = templated("{{ bos_token }}" + PLAIN, bos_token="<|user|>")
+    with pytest.raises(RecipeError) as error:
+        Chat.of(tokenizer, "<|user|>{problem}")
+    assert str(error.value) == TWO_BOS
+    with pytest.raises(RecipeError) as error:
+        Chat.of(tokenizer, "{problem}").prompt_ids("<|user|>3 + 4")
+    assert str(error.value) == TWO_BOS
+
+
+def test_a_template_that_fails_is_named() -> None:
+    tokenizer = templated("{% for m in messages %}{{ raise_exception('no ' ~ m['role']) }}{% endfor %}")
+    with pytest.raises(RecipeError) as error:
+        Chat.of(tokenizer, "{problem}", system="")
+    assert str(error.value) == (
+        "models/odd: the chat template cannot write turns of user (no user). "
+        "Mend chat_template.jinja in the model's folder, or take another model."
+    )
+
+
+USERS_ONLY = "{% for m in messages %}{% if m['role'] == 'system' %}{{ OTHERWISE }}{% else %}" + (
+    "<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}<|assistant|>"
+)
+
+
+@pytest.mark.parametrize("otherwise", ["raise_exception('System role not supported')", "''"])
+def test_words_for_a_system_turn_that_a_template_does_not_have_are_refused(otherwise: str) -> None:
+    """Gemma's raises, Phi-3-medium's passes it over."""
+    tokenizer = templated(USERS_ONLY.replace("OTHERWISE", otherwise))
+    with pytest.raises(RecipeError) as error:
+        Chat.of(tokenizer, "{problem}", system="You are Tom.")
+    assert str(error.value) == (
+        "models/odd: the chat template has no system turn, so the words of [model] system would be lost. "
+        "Put them into [model] prompt."
+    )
+    assert Chat.of(tokenizer, "{problem}", system="").tokenizer is tokenizer
+
+
+def test_a_system_turn_inside_the_users_turn_is_not_guessed_at() -> None:
+    """Some templates write it into the first turn of the user: without it that turn begins like no other."""
+    tokenizer = templated(
+        "{% for m in messages %}<|user|>{{ 'Be brief.' if loop.first }}{{ m['content'] }}<|end|>{% endfor %}"
+    )
+    with pytest.raises(RecipeError) as error:
+        Chat.of(tokenizer, "{problem}", system="")
+    assert str(error.value) == (
+        "models/odd: the system turn cannot be told from the rest of the chat template, so [model] system cannot "
+        "change it. Change chat_template.jinja in the model's folder."
+    )
+
+
+def test_a_template_that_says_its_system_turn_twice_is_not_changed_by_halves() -> None:
+    twice = "{% set turn = 'Be brief.<|end|>' %}{{ turn }}{{ turn if add_generation_prompt }}"
+    tokenizer = templated(twice + PLAIN.replace("{{ m['content'] }}", "<|user|>{{ m['content'] }}"))
+    chat = Chat.of(tokenizer, "{problem}", system="")
+    assert chat.tokenizer.decode(chat.prompt_ids("3 + 4")) == "<|user|>3 + 4<|end|><|assistant|>"
+    tokenizer = templated(
+        "{{ 'Be brief.<|end|>' }}" + PLAIN.replace("{{ m['content'] }}", "<|user|>{{ m['content'] }}Be brief.<|end|>")
+    )
+    with pytest.raises(RecipeError, match="the system turn cannot be told from the rest of the chat template"):
+        Chat.of(tokenizer, "{problem}", system="")
+
+
+def text_of(chat: Chat, statement: str) -> str:
+    return str(chat.tokenizer.decode(chat.prompt_ids(statement)))
+
+
+@pytest.mark.parametrize(
+    ("system", "written"),
+    [
+        (
+            "template",
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n",
+        ),
+        ("", ""),
+        ("Be brief.", "<|im_start|>system\nBe brief.<|im_end|>\n"),
+    ],
+)
+def test_the_system_turn_of_qwen_2_5(system: str, written: str) -> None:
+    chat = Chat.of(wild.qwen_3("qwen2.5"), PROMPT, system=system)
+    expected = f"{written}<|im_start|>user\nThink. 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(chat, "2 + 2?") == expected
+
+
+@pytest.mark.parametrize("system", ["", 'Be "brief" {{ 7 }}\n\\boxed'])
+@pytest.mark.parametrize("name", ["phi-4-mini-reasoning", "qwen2.5", "qwen3", "phi-3-mini", "deepseek-r1-distill"])
+def test_what_is_saved_asks_as_the_run_did(name: str, system: str, tmp_path: Path) -> None:
+    """Any server renders a user's turn as we do, from the template that is saved; settling it again changes nothing."""
+    marks = ("<|im_start|>", "<|im_end|>", "<|system|>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
+    loaded = templated(wild.template(name))
+    loaded.add_special_tokens({"additional_special_tokens": marks, "bos_token": marks[3]})
+    before = loaded.chat_template
+    chat = Chat.of(loaded, PROMPT, system=system)
+    assert loaded.chat_template == before, "the tokenizer that was given stays as it was"
+    chats.save_tokenizer(chat.tokenizer, tmp_path)
+    saved = load_tokenizer(str(tmp_path))
+    asked = [{"role": "user", "content": "Think. 2 + 2?"}]
+    text = saved.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert text == chats.render(chat.tokenizer, asked)
+    assert ("system" in text) == bool(system) or name.startswith("deepseek")
+    assert system in text
+    again = Chat.of(saved, PROMPT, system=system)
+    assert again.tokenizer is saved and again.prompt_ids("2 + 2?") == chat.prompt_ids("2 + 2?")
+    # A server's own system message is said in the place of ours, and later turns are as they were.
+    told = [{"role": "system", "content": "Say so."}, *asked, {"role": "assistant", "content": "4"}, asked[0]]
+    assert chats.render(saved, told) == chats.render(loaded, told)
+
+
+def test_a_named_template_is_changed_among_others() -> None:
+    tokenizer = wild.qwen_3("qwen2.5")
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "tool_use": "tools"}
+    chat = Chat.of(tokenizer, PROMPT, system="")
+    assert text_of(chat, "2?") == "<|im_start|>user\nThink. 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.tokenizer.chat_template["tool_use"] == "tools" and tokenizer.chat_template["default"] == template
+
+
+THOUGHT = "<think>\n2 + 2 = 4\n\nSo it is.\n</think>\n\nIt is \\boxed{4}."
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek-r1-distill"])
+def test_no_thought_is_taken_out_by_a_template_that_would(name: str) -> None:
+    """These templates leave the thought of an earlier turn out; a response never goes through one here."""
+    tokenizer = wild.deepseek() if name.startswith("deepseek") else wild.qwen_3()
+    chat = Chat.of(tokenizer, PROMPT)
+    asked = [{"role": "user", "content": "Think. 2 + 2?"}, {"role": "assistant", "content": THOUGHT}]
+    assert "2 + 2 = 4" not in chats.render(tokenizer, [*asked, {"role": "user", "content": "And?"}])
+    whole = chat.prompt_ids("2 + 2?") + chat.response_ids(THOUGHT)
+    text = tokenizer.decode(whole)
+    assert text.endswith(THOUGHT + tokenizer.convert_ids_to_tokens(chat.end))
+    assert text.count("<think>") == text.count("</think>") == 1
+
+
+@pytest.mark.parametrize(
+    "text", [THOUGHT, THOUGHT.removeprefix("<think>\n"), THOUGHT.replace("<think>\n", "<think>"), "\n" + THOUGHT]
+)
+def test_a_thought_that_the_prompt_opens_is_opened_once(text: str) -> None:
+    """DeepSeek's generation prompt ends in <think>. Whether a teacher's text repeats the tag or not, training sees the
+    ids that sampling goes on from; what is read is the whole thought."""
+    chat = Chat.of(wild.deepseek(), PROMPT)
+    assert chat.opening == "<think>\n"
+    prompt = chat.prompt_ids("2 + 2?")
+    assert chat.tokenizer.decode(prompt).endswith("<｜Assistant｜><think>\n")
+    assert chat.text(chat.response_ids(text)) == THOUGHT
+    assert chat.tokenizer.decode(prompt + chat.response_ids(text)).count("<think>") == 1
+    assert chat.response_ids(text) == chat.response_ids(THOUGHT)
+
+
+def test_a_thought_that_the_prompt_leaves_closed_stays_with_the_response() -> None:
+    chat = Chat.of(wild.phi_3_mini(), PROMPT)
+    assert chat.opening == ""
+    assert chat.text(chat.response_ids(THOUGHT)).strip() == THOUGHT
+    assert chats.opening(templated("")) == ""
+
+
+def test_phi_3_mini() -> None:
+    chat = Chat.of(wild.phi_3_mini(), PROMPT)
     assert chat.tokenizer.convert_ids_to_tokens(chat.end) == "<|end|>"
     assert {chat.tokenizer.convert_ids_to_tokens(i) for i in chat.stops} == {"<|end|>", chat.tokenizer.eos_token}
-    text = chat.tokenizer.decode(chat.prompt_ids("What is 2 + 2?"))
-    assert "<|user|>" in text and "Think. What is 2 + 2?" in text and text.rstrip().endswith("<|assistant|>")
-    answer = "<think>\n2 + 2 = 4\n</think>\nIt is \\boxed{4}."
-    assert chat.text(chat.response_ids(answer)).strip() == answer
-
-
-def test_phi_4_mini(tmp_path: Path) -> None:
-    """Its tokenizer names <|endoftext|> as the end while its template ends a turn with <|end|>: both stop."""
-    tokenizer = real("phi-4-mini-variant", tmp_path)
-    with open(TEMPLATES / "phi-4-mini" / "tokenizer_config.json", encoding="utf-8") as file:
-        tokenizer.chat_template = json.load(file)["chat_template"]
-    chat = Chat.of(tokenizer, PROMPT)
-    assert tokenizer.convert_ids_to_tokens(chat.end) == "<|end|>"
-    assert chat.end in chat.stops and tokenizer.eos_token_id in chat.stops
-    answer = "<think>\n2 + 2 = 4\n</think>\n\\boxed{4}"
-    assert chat.text(chat.response_ids(answer)) == answer
+    assert text_of(chat, "2 + 2?").endswith("Think. 2 + 2?<|end|><|assistant|>")

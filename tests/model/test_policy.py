@@ -10,8 +10,6 @@ import torch
 
 from algorist.errors import RecipeError
 from algorist.model import checkpoints
-from algorist.model import policy as policies
-from algorist.model.attention import Documents
 from algorist.model.batches import lay_out
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy, document_sums
@@ -100,28 +98,14 @@ def test_tokens_without_weight_are_not_scored() -> None:
     assert policy.logprobs(nothing).tolist() == [0.0] * 14
 
 
-def test_scoring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny.policy("Phi3")
-    row = tiny.row(5, LENGTHS)
-    found = []
-    for held in (2**24, 5 * tiny.VOCABULARY, 1):
-        monkeypatch.setattr(policies, "_CHUNK_LOGITS", held)
-        logprobs = policy.logprobs(row, temperature=0.7)
-        logprobs.mul(row.weights).sum().backward()
-        found.append((logprobs.detach(), tiny.gradient(policy)))
-    for logprobs, gradient in found[1:]:
-        tiny.assert_close(logprobs, found[0][0], 1e-6)
-        tiny.assert_close(gradient, found[0][1])
-
-
-def test_document_layout_brings_every_token_back() -> None:
-    bounds = (0, 7, 38, 40, 70, 82, 94, 95, 120)
-    layout = Documents.of(bounds, torch.device("cpu"))
-    gathered = torch.cat([places.flatten() for places in layout.groups])
-    assert torch.equal(gathered[layout.back], torch.arange(120))
-    for places in layout.groups:
-        document = torch.bucketize(places, torch.tensor(bounds[1:]), right=True)
-        assert (document == document[:, :1]).all(), "a row of a group mixes documents"
+def test_entropy_is_that_of_the_tempered_distribution() -> None:
+    policy, row = tiny.policy("Phi3"), tiny.row(5, LENGTHS)
+    found = policy.scores(row, temperature=0.7, with_entropy=True)
+    assert found.entropy is not None
+    plain = (policy.logits(policy.hidden(row)) / 0.7).log_softmax(1)
+    expected = -(plain.exp() * plain).sum(1).roll(1) * (row.weights > 0)
+    tiny.assert_close(found.entropy, expected, 1e-5)
+    assert torch.equal(found.logprobs, policy.logprobs(row, temperature=0.7))
 
 
 def test_document_sums() -> None:
@@ -230,7 +214,7 @@ def test_checkpoint_with_critic_and_optimizer(tmp_path: Path) -> None:
     assert opened.critic is not None and policy.critic is not None
     assert torch.equal(opened.critic.weight, policy.critic.weight) and opened.critic.weight.abs().max() > 0
     again = Optimizer(opened, kind="adamw", weight_decay=0.0)
-    checkpoints.load_optimizer(tmp_path / "c", again)
+    assert checkpoints.resume(tmp_path / "c", opened, again) == 1
     assert {n: v.tolist() for n, v in again.state().items()} == {n: v.tolist() for n, v in optimizer.state().items()}
     without = checkpoints.open_policy(tmp_path / "c", precision="float32")
     assert without.critic is None

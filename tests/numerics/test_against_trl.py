@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ datasets = pytest.importorskip("datasets")
 
 from algorist.model.batches import Document, GroupBatch, lay_out  # noqa: E402
 from algorist.model.policy import Policy, document_sums  # noqa: E402
-from algorist.records import Pair  # noqa: E402
 from algorist.stages import dpo, rlvr  # noqa: E402
 from algorist.toy import words  # noqa: E402
 from model.tiny import VOCABULARY, assert_close, build, gradient  # noqa: E402
@@ -66,44 +64,65 @@ def trainer_of(kind: str, model: Any, folder: Path, rows: list[dict[str, str]], 
         )
 
 
-@pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_dpo(tmp_path: Path, beta: float) -> None:
+ONE_BY_ONE = [[0], [1], [2], [3]]
+DPO_CASES = [
+    # Ours, TRL's, and how the four pairs are dealt to TRL: one by one where its loss looks across pairs.
+    ({"beta": 0.1}, {"loss_type": ["sigmoid"]}, [[0, 1, 2, 3]]),
+    ({"beta": 1.0}, {"loss_type": ["sigmoid"]}, [[0, 1, 2, 3]]),
+    ({"beta": 0.1, "loss": "apo_zero"}, {"loss_type": ["apo_zero"]}, [[0, 1, 2, 3]]),
+    ({"beta": 5.0, "length_normalised": True}, {"loss_type": ["sigmoid_norm"]}, [[0, 1, 2, 3]]),
+    # TRL's label_smoothing is not read by its "sigmoid" and means another loss in its "robust". Its "aot" sorts the
+    # margins of a batch and smooths as Mitchell does: with one pair nothing is sorted.
+    ({"beta": 0.5, "label_smoothing": 0.2}, {"loss_type": ["aot"], "label_smoothing": 0.2}, ONE_BY_ONE),
+    # TRL's "sft" is the mean over all chosen tokens of a batch; ours, as the paper's, over each response first.
+    ({"beta": 0.1, "nll_weight": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, ONE_BY_ONE),
+    (
+        {"beta": 2.0, "nll_weight": 2.0, "length_normalised": True},
+        {"loss_type": ["sigmoid_norm", "sft"], "loss_weights": [1.0, 2.0]},
+        ONE_BY_ONE,
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "theirs", "dealt"), DPO_CASES)
+def test_dpo(tmp_path: Path, keys: dict[str, Any], theirs: dict[str, Any], dealt: list[list[int]]) -> None:
     rng = np.random.default_rng(0)
     prompts = [ids(rng, n) for n in PROMPT_LENS]
-    chosen = [ids(rng, n) for n in RESPONSE_LENS]
-    rejected = [ids(rng, n) for n in reversed(RESPONSE_LENS)]
+    chosen = [p + ids(rng, n) for p, n in zip(prompts, RESPONSE_LENS, strict=True)]
+    rejected = [p + ids(rng, n) for p, n in zip(prompts, reversed(RESPONSE_LENS), strict=True)]
     model, reference = build(seed=1), build(seed=2)
     policy, ours_ref = Policy(copy.deepcopy(model)), Policy(copy.deepcopy(reference))
 
     rows = [{"prompt": "1", "chosen": "2", "rejected": "3"}] * 4
-    more = {"ref_model": reference}
-    trainer = trainer_of("DPO", model, tmp_path, rows, more, beta=beta, max_length=None, per_device_train_batch_size=4)
-    both = zip(prompts * 2, chosen + rejected, strict=True)
-    tokens, mask = padded([prompt + response for prompt, response in both])
-    trained = mask.clone()
-    for place, prompt in enumerate(prompts * 2):
-        trained[place, : len(prompt)] = 0
+    settings = {"beta": keys["beta"], "max_length": None, "per_device_train_batch_size": 4, **theirs}
+    trainer = trainer_of("DPO", model, tmp_path, rows, {"ref_model": reference}, **settings)
     trainer.model.train()
-    inputs = {"input_ids": tokens, "attention_mask": mask, "completion_mask": trained}
-    theirs = trainer.compute_loss(trainer.model, inputs)
-    theirs.backward()
+    expected_loss = 0.0
+    for part in dealt:
+        tokens, mask = padded([chosen[i] for i in part] + [rejected[i] for i in part])
+        trained = mask.clone()
+        for place, i in enumerate(part * 2):
+            trained[place, : len(prompts[i])] = 0
+        inputs = {"input_ids": tokens, "attention_mask": mask, "completion_mask": trained}
+        share = trainer.compute_loss(trainer.model, inputs) * len(part) / 4
+        share.backward()
+        expected_loss += share.item()
+    logged = {name: float(np.mean(values)) for name, values in trainer._metrics["train"].items()}
 
-    pairs = [
-        Pair(str(i), "", "", "", tuple(p + c), tuple(p + r), len(p))
-        for i, (p, c, r) in enumerate(zip(prompts, chosen, rejected, strict=True))
-    ]
-    layout = dpo.lay_out_pairs(pairs, total=len(pairs)).rows
+    both = [one for pair in zip(chosen, rejected, strict=True) for one in pair]
+    documents = [Document.of(one, len(prompts[i // 2])) for i, one in enumerate(both)]
+    layout = lay_out(documents)
     with torch.no_grad():
-        sums = document_sums(ours_ref.logprobs(layout), layout).tolist()
-    pairs = [
-        replace(pair, chosen_ref_logprob=sums[2 * i], rejected_ref_logprob=sums[2 * i + 1])
-        for i, pair in enumerate(pairs)
-    ]
-    ours = dpo.loss(policy, dpo.lay_out_pairs(pairs, total=len(pairs)), dpo.Settings(beta=beta))
+        sums = document_sums(ours_ref.logprobs(layout), layout).reshape(-1, 2).numpy()
+    ours = dpo.loss(policy, dpo.lay_out_pairs(documents, sums, total=4), dpo.Settings(**keys))
     ours.value.backward()
-    assert float(ours.value) == pytest.approx(float(theirs), rel=1e-5)
-    assert float(ours.metrics["margin"]) == pytest.approx(trainer._metrics["train"]["rewards/margins"][-1], rel=1e-4)
-    assert float(ours.metrics["ranked"]) == pytest.approx(trainer._metrics["train"]["rewards/accuracies"][-1])
+    metrics = {name: float(value) for name, value in ours.metrics.items()}
+    assert ours.value.item() == pytest.approx(expected_loss, rel=1e-5)
+    assert keys["beta"] * metrics["chosen_change"] == pytest.approx(logged["rewards/chosen"], rel=1e-4)
+    assert keys["beta"] * metrics["rejected_change"] == pytest.approx(logged["rewards/rejected"], rel=1e-4)
+    if not keys.get("length_normalised"):  # TRL's margins stay those of whole responses
+        assert metrics["margin"] == pytest.approx(logged["rewards/margins"], rel=1e-4)
+        assert metrics["ranked"] == pytest.approx(logged["rewards/accuracies"])
     expected = gradients(trainer.model)
     for name, found in gradients(policy.model).items():
         assert_close(found, expected.pop(name), 5e-5)

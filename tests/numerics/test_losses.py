@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,10 +31,14 @@ def numbers(seed: int, names: str, count: int) -> dict[str, Tensor]:
     return found
 
 
+PAIRS = "chosen rejected ref_chosen ref_rejected weights"
 CASES = [
     ("cross_entropy", "logprobs weights", {}, "logprobs"),
-    ("dpo_loss", "chosen rejected ref_chosen ref_rejected weights", {"beta": 0.1}, "chosen rejected"),
-    ("dpo_loss", "chosen rejected ref_chosen ref_rejected weights", {"beta": 2.5}, "chosen rejected"),
+    ("dpo_loss", PAIRS, {"beta": 0.1}, "chosen rejected"),
+    ("dpo_loss", PAIRS, {"beta": 2.5}, "chosen rejected"),
+    ("dpo_loss", PAIRS, {"beta": 0.7, "label_smoothing": 0.2}, "chosen rejected"),
+    ("apo_zero_loss", PAIRS, {"beta": 0.1}, "chosen rejected"),
+    ("apo_zero_loss", PAIRS, {"beta": 2.5}, "chosen rejected"),
     ("clipped_policy_loss", "logprobs old_logprobs advantages weights", {}, "logprobs"),
     (
         "clipped_policy_loss",
@@ -94,15 +99,57 @@ def test_clipped_tokens_give_no_gradient_and_the_others_do() -> None:
     assert new.grad.tolist() == pytest.approx([0.0, 0.0, 2.0, -0.5])
 
 
-def test_losses_stay_finite_far_out() -> None:
-    far, one = torch.tensor([-2000.0, 0.0]), torch.ones(2)
-    found = losses.dpo_loss(far, far.flip(0), one * 0, one * 0, one / 2, beta=1.0)
-    assert float(found.value) == pytest.approx(1000.0)
+@pytest.mark.parametrize(
+    ("name", "far", "expected"),
+    [
+        ("dpo_loss", -2000.0, 1000.0 + math.log(2) / 2),
+        ("dpo_loss", 2000.0, math.log(2) / 2),
+        ("apo_zero_loss", -2000.0, (1.5 + 1.0) / 2),
+        ("apo_zero_loss", 2000.0, (0.5 + 1.0) / 2),
+    ],
+)
+def test_preferences_stay_finite_far_out(name: str, far: float, expected: float) -> None:
+    chosen, zero, half = torch.tensor([far, 0.0], requires_grad=True), torch.zeros(2), torch.full((2,), 0.5)
+    found: Loss = getattr(losses, name)(chosen, zero, zero, zero, half, beta=1.0)
+    found.value.backward()
+    assert chosen.grad is not None and chosen.grad.isfinite().all()
+    assert found.value.item() == pytest.approx(expected)
 
 
-def test_cutting_a_step_does_not_change_the_sum() -> None:
-    inputs = numbers(3, "logprobs old_logprobs advantages weights", 30)
-    whole = losses.clipped_policy_loss(**inputs)
-    parts = [losses.clipped_policy_loss(**{k: v[s] for k, v in inputs.items()}) for s in (slice(7), slice(7, None))]
-    for name, metric in whole.metrics.items():
-        assert float(sum(part.metrics[name] for part in parts)) == pytest.approx(float(metric), rel=1e-12)
+def test_a_smoothed_preference_has_its_least_loss_where_the_odds_are_those_of_the_labels() -> None:
+    """With a share s of labels wrong, no margin beyond log((1 - s) / s) gains anything."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    margin = torch.tensor([math.log(0.9 / 0.1)], dtype=torch.float64, requires_grad=True)
+    losses.dpo_loss(margin, zero, zero, zero, one, beta=1.0, label_smoothing=0.1).value.backward()
+    assert margin.grad is not None
+    assert float(margin.grad) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_two_falls_gain() -> None:
+    """Both responses become less likely, the rejected one more so: DPO is content, APO-zero is not."""
+    zero, one = torch.zeros(1), torch.ones(1)
+    chosen, rejected = torch.tensor([-40.0]), torch.tensor([-60.0])
+    assert float(losses.dpo_loss(chosen, rejected, zero, zero, one, beta=0.1).value) < 0.13 < math.log(2)
+    assert float(losses.apo_zero_loss(chosen, rejected, zero, zero, one, beta=0.1).value) == pytest.approx(
+        0.9845, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pair_likelihoods_equal_their_twin(seed: int) -> None:
+    inputs = numbers(seed, "logprobs ref_logprobs", 80) | numbers(seed, "weights", 40)
+    inputs["lengths"] = torch.from_numpy(np.random.default_rng(seed).integers(1, 50, size=80)).double()
+    inputs["logprobs"].requires_grad_()
+    found = losses.pair_likelihoods(**inputs)
+    expected = twins.pair_likelihoods(**{key: value.tolist() for key, value in inputs.items()})
+    assert {key: float(value) for key, value in found.items()} == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert not any(metric.requires_grad for metric in found.values())
+
+
+@pytest.mark.parametrize(("name", "tensors", "knobs", "trained"), CASES)
+def test_cutting_a_step_does_not_change_the_sum(name: str, tensors: str, knobs: dict[str, float], trained: str) -> None:
+    inputs = numbers(3, tensors, 30)
+    whole = getattr(losses, name)(**inputs, **knobs)
+    parts = [getattr(losses, name)(**{k: v[s] for k, v in inputs.items()}, **knobs) for s in (slice(7), slice(7, None))]
+    for metric, value in whole.metrics.items():
+        assert float(sum(part.metrics[metric] for part in parts)) == pytest.approx(float(value), rel=1e-12)

@@ -16,18 +16,83 @@ def cross_entropy(logprobs: Numbers, weights: Numbers) -> dict[str, float]:
 
 
 def dpo_loss(
-    chosen: Numbers, rejected: Numbers, ref_chosen: Numbers, ref_rejected: Numbers, weights: Numbers, *, beta: float
+    chosen: Numbers,
+    rejected: Numbers,
+    ref_chosen: Numbers,
+    ref_rejected: Numbers,
+    weights: Numbers,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> dict[str, float]:
-    found = dict.fromkeys(("loss", "margin", "ranked", "chosen_change", "rejected_change"), 0.0)
+    found = dict.fromkeys(("loss", "margin", "ranked"), 0.0)
     for p in range(len(chosen)):
         # Odds of the pair under the policy, divided by those under the reference.
         preference = (chosen[p] - rejected[p]) - (ref_chosen[p] - ref_rejected[p])
-        found["loss"] += weights[p] * math.log(1.0 + math.exp(-beta * preference))
+        as_labelled = 1.0 / (1.0 + math.exp(-beta * preference))  # how surely chosen beats rejected
+        # Cross-entropy with a label that says so in a share of 1 - label_smoothing.
+        found["loss"] -= weights[p] * (1.0 - label_smoothing) * math.log(as_labelled)
+        found["loss"] -= weights[p] * label_smoothing * math.log(1.0 - as_labelled)
         found["margin"] += weights[p] * beta * preference
         found["ranked"] += weights[p] if preference > 0 else 0.0
-        found["chosen_change"] += weights[p] * (chosen[p] - ref_chosen[p])
-        found["rejected_change"] += weights[p] * (rejected[p] - ref_rejected[p])
     return found
+
+
+def apo_zero_loss(
+    chosen: Numbers, rejected: Numbers, ref_chosen: Numbers, ref_rejected: Numbers, weights: Numbers, *, beta: float
+) -> dict[str, float]:
+    found = dict.fromkeys(("loss", "margin", "ranked"), 0.0)
+    for p in range(len(chosen)):
+        # As odds: (policy / reference) to the power of beta, for each of the two.
+        up, down = math.exp(chosen[p] - ref_chosen[p]) ** beta, math.exp(rejected[p] - ref_rejected[p]) ** beta
+        found["loss"] += weights[p] * ((1.0 - up / (1.0 + up)) + down / (1.0 + down))
+        found["margin"] += weights[p] * (math.log(up) - math.log(down))
+        found["ranked"] += weights[p] if up > down else 0.0
+    return found
+
+
+def pair_likelihoods(logprobs: Numbers, ref_logprobs: Numbers, lengths: Numbers, weights: Numbers) -> dict[str, float]:
+    found = dict.fromkeys(
+        ("chosen_change", "rejected_change", "chosen_change_per_token", "chosen_logprob", "rejected_logprob"), 0.0
+    )
+    for p in range(len(weights)):
+        for name, place in (("chosen", 2 * p), ("rejected", 2 * p + 1)):
+            change = logprobs[place] - ref_logprobs[place]
+            found[f"{name}_change"] += weights[p] * change
+            found[f"{name}_logprob"] += weights[p] * logprobs[place] / lengths[place]
+            if name == "chosen":
+                found["chosen_change_per_token"] += weights[p] * change / lengths[place]
+    return found
+
+
+def preference_objective(
+    logprobs: Sequence[tuple[Numbers, Numbers]],
+    ref_logprobs: Sequence[tuple[Numbers, Numbers]],
+    *,
+    loss: str,
+    beta: float,
+    label_smoothing: float,
+    length_normalised: bool,
+    nll_weight: float,
+) -> float:
+    """What [dpo] minimises on one optimizer step of pairs, from the log-probability of every single token."""
+    total = 0.0
+    for pair, ref_pair in zip(logprobs, ref_logprobs, strict=True):
+        rewards = []
+        for response, ref_response in zip(pair, ref_pair, strict=True):
+            reward = 0.0
+            for now, before in zip(response, ref_response, strict=True):
+                reward += beta * (now - before)
+            rewards.append(reward / len(response) if length_normalised else reward)
+        wins = 1.0 / (1.0 + math.exp(rewards[1] - rewards[0]))
+        if loss == "apo_zero":
+            term = 1.0 - 1.0 / (1.0 + math.exp(-rewards[0])) + 1.0 / (1.0 + math.exp(-rewards[1]))
+        else:
+            term = -(1.0 - label_smoothing) * math.log(wins) - label_smoothing * math.log(1.0 - wins)
+        for now in pair[0]:
+            term -= nll_weight * now / len(pair[0])
+        total += term / len(logprobs)
+    return total
 
 
 def clipped_policy_loss(

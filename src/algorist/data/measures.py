@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from algorist import store
 from algorist.data import repetition
 from algorist.errors import RecordError
+from algorist.model.chat import opening, unopened
 from algorist.records import Measure, Problem, Rollout
 
 if TYPE_CHECKING:
@@ -77,8 +78,9 @@ def response_ids(tokenizer: Any, texts: Sequence[str]) -> list[Ids]:
         tokenizer  of transformers
     """
     found: list[Ids] = []
+    begun = opening(tokenizer)
     for start in range(0, len(texts), _TOGETHER):
-        part = list(texts[start : start + _TOGETHER])
+        part = [unopened(text, begun) for text in texts[start : start + _TOGETHER]]
         said = tokenizer(
             part, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )

@@ -2,9 +2,8 @@
 
 Two layouts travel to it through the keyword arguments of the model's forward:
 
-- `documents`: a flat row of whole documents (training, log-probabilities, prefill). Documents of similar length are
-  gathered side by side, and causal attention runs on each group; the few places that fill up a group stand behind
-  the real tokens, so causality alone hides them. No mask is ever built.
+- `documents`: a flat row of whole documents (training, log-probabilities, prefill). It carries the path that
+  model/probe.py chose of model/kernels.py: attention is causal within each document, and no mask is ever built.
 - `slots`: one token for each of S sequences (sampling). Keys and values live in a cache of slots.
 
 Both work for a model of transformers that uses its attention interface and nothing beside it, which model/selfcheck.py
@@ -22,38 +21,21 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
+from algorist.model.kernels import PATHS, Attend
+
 NAME = "algorist"
-_SIMILAR = 0.8  # a group holds documents at least this share as long as its longest
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of a flat row of T tokens are gathered for attention, and how they come back."""
+    """Where the documents of a flat row stand, worked out once for one path of attention; every layer asks it."""
 
-    groups: tuple[Tensor, ...]  # (n, L) int64 each: token places, filled up with the document's last token
-    back: Tensor  # (T,) int64: where each token stands in the concatenated groups
+    attend: Attend
 
     @classmethod
-    def of(cls, bounds: Sequence[int], device: torch.device) -> Documents:
-        """The layout of documents that begin at `bounds[:-1]` and end at `bounds[-1]`."""
-        starts = torch.tensor(bounds[:-1])
-        lengths = torch.tensor(bounds).diff()
-        order = torch.argsort(lengths, descending=True, stable=True)
-        groups: list[Tensor] = []
-        back = torch.empty(int(bounds[-1]), dtype=torch.int64)
-        offset = first = 0
-        while first < len(order):
-            longest = int(lengths[order[first]])
-            size = int((lengths[order[first:]] >= _SIMILAR * longest).sum())
-            chosen = order[first : first + size]
-            places = torch.arange(longest).expand(size, longest)
-            real = places < lengths[chosen, None]
-            index = starts[chosen, None] + torch.minimum(places, lengths[chosen, None] - 1)
-            back[index[real]] = offset + torch.arange(size * longest).view(size, longest)[real]
-            groups.append(index.to(device))
-            offset += size * longest
-            first += size
-        return cls(tuple(groups), back.to(device))
+    def of(cls, bounds: Sequence[int], device: torch.device, path: str = "grouped") -> Documents:
+        """Documents begin at `bounds[:-1]` and end at `bounds[-1]`; `path` names one of model/kernels.py."""
+        return cls(PATHS[path](bounds, device))
 
 
 class Slots:
@@ -128,14 +110,9 @@ def forward(
     assert documents is not None, "no layout came here: it comes from Policy, and not every model passes it on"
     if prefill is not None:
         _remember(module, prefill.slots, prefill.slot, prefill.place, key, value)
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (T, H, D)
-    outputs = []
-    for index in documents.groups:
-        q, k, v = (x[index].transpose(1, 2) for x in rows)  # (n, H, L, D)
-        grouped = q.shape[1] != k.shape[1]
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-        outputs.append(out.transpose(1, 2).flatten(0, 1))  # (n * L, H, D)
-    return torch.cat(outputs)[documents.back][None], None
+    # Under autocast the rotary embedding leaves float32, and only SDPA would be given the compute type by itself.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, H, D)
+    return documents.attend(q, k, v, scaling)[None], None
 
 
 def _decode(
@@ -165,4 +142,17 @@ def _remember(
     return keys, values
 
 
-AttentionInterface.register(NAME, forward)
+def fuse(model: torch.nn.Module, *, backend: str = "inductor") -> None:
+    """Compile the decoder layers of a model of transformers, in place: norms, rotary embedding, gate and residuals
+    become few loops, and less is kept for backward. Attention stays as it is.
+
+    Compiled once for all lengths, and once more where no gradient is asked for: layers have the same code, and what
+    depends on lengths stands in `Documents`, which the compiler does not look into. The first row waits for it.
+    """
+    layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    stacks = (part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == layers)
+    for layer in next(stacks):
+        layer.compile(dynamic=True, backend=backend)
+
+
+AttentionInterface.register(NAME, torch.compiler.disable(forward))  # type: ignore[no-untyped-call]

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -74,13 +76,15 @@ class GroupBatch:
 class Document:
     """Token ids and, aligned with them, the weight of each."""
 
-    tokens: Sequence[int]
-    weights: Sequence[float]
+    tokens: Sequence[int] | NDArray[np.integer[Any]]
+    weights: Sequence[float] | NDArray[np.float64]
 
     @classmethod
-    def of(cls, tokens: Sequence[int], prompt_len: int, weight: float = 1.0) -> Document:
+    def of(cls, tokens: Sequence[int] | NDArray[np.integer[Any]], prompt_len: int, weight: float = 1.0) -> Document:
         """A prompt that is only read and a response in which every token, the end included, has `weight`."""
-        return cls(tokens, [0.0] * prompt_len + [weight] * (len(tokens) - prompt_len))
+        weights = np.full(len(tokens), weight)
+        weights[:prompt_len] = 0.0
+        return cls(tokens, weights)
 
 
 def lay_out(documents: Sequence[Document], *, total: float = 1.0) -> Batch:
@@ -90,18 +94,20 @@ def lay_out(documents: Sequence[Document], *, total: float = 1.0) -> Batch:
     """
     lengths = [len(document.tokens) for document in documents]
     assert all(document.weights[0] == 0.0 for document in documents), "a first token cannot be predicted"
-    weights = np.concatenate([np.asarray(d.weights, dtype=np.float64) for d in documents]) / total
+    bounds = np.cumsum([0, *lengths])
+    tokens = np.concatenate([document.tokens for document in documents]).astype(np.int64, copy=False)
+    weights = np.concatenate([document.weights for document in documents]) / total
     return Batch(
-        tokens=torch.from_numpy(np.concatenate([np.asarray(d.tokens, dtype=np.int64) for d in documents])),
-        positions=torch.cat([torch.arange(length) for length in lengths]),
-        bounds=(0, *np.cumsum(lengths).tolist()),
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)),
+        bounds=tuple(bounds.tolist()),
         weights=torch.from_numpy(weights.astype(np.float32)),
     )
 
 
 def token_mean(documents: Sequence[Document], tokens_per_batch: int) -> list[Batch]:
     """The micro-batches of one optimizer step whose loss is the mean over its trained tokens."""
-    total = float(sum(sum(document.weights) for document in documents))
+    total = float(sum(np.sum(document.weights) for document in documents))
     return [lay_out([documents[i] for i in part], total=total) for part in cut(documents, tokens_per_batch)]
 
 

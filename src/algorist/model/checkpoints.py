@@ -1,7 +1,8 @@
 """Policies on disk, in the Hugging Face layout at every save: from_pretrained and servers open them as they are.
 
 A checkpoint folder appears in one step: it is written beside its place and renamed. What only a resumed run needs
-(optimizer state, step) lies in files of its own.
+(optimizer state, adapters, step) lies in files of its own: the weights of a folder are always those of the whole
+model, with its adapters merged into them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -20,38 +21,64 @@ from safetensors import SafetensorError
 
 from algorist import store
 from algorist.errors import RecipeError, explain_full_disk
-from algorist.model import devices, selfcheck
+from algorist.model import chat, devices, longrope, lora, probe, selfcheck
 from algorist.model.optimizers import Optimizer
 from algorist.model.policy import Policy
 from algorist.records import CARD, Checkpoint
 
 transformers.utils.logging.disable_progress_bar()  # its bars for reading and writing weights cut through ours
 _CRITIC = "critic.safetensors"
+_ADAPTERS = "adapters.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 
 
-def open_policy(source: str | Path, *, precision: str, with_critic: bool = False) -> Policy:
-    """The policy of a local folder or a hub name, with float32 weights, on the default device.
+def open_policy(
+    source: str | Path,
+    *,
+    precision: str,
+    weights: str = "float32",
+    rope: Literal["long", "short"] = "long",
+    attention: str = "auto",
+    tokens: int = 16_384,
+    with_critic: bool = False,
+) -> Policy:
+    """The policy of a local folder or a hub name, on the default device.
 
-    A model that is not a checkpoint of ours goes through model/selfcheck.py first.
+    A model that is not a checkpoint of ours goes through model/selfcheck.py first, in float32.
+
+    Args:
+        source       of the model
+        precision    of matrix products, "float32" or "bfloat16"
+        weights      the type that the model's weights are held in, "float32" or "bfloat16"; a critic's are float32
+        rope         "long" or "short": which factors a model with LongRoPE gets for all lengths (model/longrope.py)
+        attention    "auto", or a path of model/kernels.py (model/probe.py)
+        tokens       of the rows that it will see, for which the fastest path is sought
+        with_critic  whether there is a critic beside the model, the saved one where there is one
 
     Raises:
-        RecipeError where no model can be loaded from there, or the loaded one computes something else here.
+        RecipeError where no model can be loaded from there, the loaded one computes something else here, or the path
+        of attention cannot run.
     """
+    ours = (Path(source) / CARD).exists()  # descends from a model that was checked and settled
+    held = getattr(torch, weights)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32)
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(source), dtype=held if ours else torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise RecipeError(
             f'[model] base = "{source}": no model could be loaded ({first}). Name a folder or a hub model.'
         ) from error
+    if not ours:
+        longrope.settle(model, rope)
     model.to(devices.default())
-    if not (Path(source) / CARD).exists():  # our own checkpoints descend from a model that was checked
+    if not ours:
         selfcheck.require_exact(model, source)
-    policy = Policy(model, precision=precision, with_critic=with_critic)
-    critic = Path(source) / _CRITIC
-    if with_critic and critic.exists():
-        policy.critic.load_state_dict(safetensors.torch.load_file(critic))  # type: ignore[union-attr]
+        for parameter in model.parameters():  # and not the buffers: a rotary embedding needs all its bits
+            parameter.data = parameter.data.to(held)
+    shape = probe.Shape.of(model.config, tokens)
+    path = probe.choose(shape, devices.default(), getattr(torch, precision), path=attention).name
+    policy = Policy(model, precision=precision, with_critic=with_critic, path=path)
+    _load_critic(policy, Path(source))
     return policy.to(devices.default())
 
 
@@ -64,12 +91,17 @@ def save(
     draft.mkdir(parents=True)
     try:
         with explain_full_disk(folder):
-            policy.model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+            chat.name_ends(policy.model, tokenizer)
+            adapted = lora.attached(policy.model)
+            policy.model.save_pretrained(draft, state_dict=lora.merged(policy.model) if adapted else None)
+            longrope.write_old_names(draft)
+            chat.save_tokenizer(tokenizer, draft)
             if policy.critic is not None:
                 safetensors.torch.save_file(policy.critic.state_dict(), draft / _CRITIC)
             if optimizer is not None:
                 safetensors.torch.save_file(optimizer.state(), draft / _OPTIMIZER)
+            if optimizer is not None and adapted:
+                safetensors.torch.save_file(lora.tensors(policy.model), draft / _ADAPTERS)
             card = Checkpoint(**{**asdict(card), "id": weights_id(draft), "parents": card.parents})
             store.write_json(draft / CARD, asdict(card))
             for path in draft.rglob("*"):  # a tokenizer with several chat templates has a folder for them
@@ -83,9 +115,17 @@ def save(
     return card
 
 
-def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
-    """Take up the optimizer state saved beside a checkpoint."""
+def resume(folder: Path, policy: Policy, optimizer: Optimizer) -> int:
+    """Take up what `save` wrote beside the weights for a run that goes on; the step to go on with.
+
+    A policy without adapters was opened from this folder, one with adapters from the folder that they were attached
+    to: the merged weights are rounded.
+    """
+    if lora.attached(policy.model):
+        lora.load(policy.model, safetensors.torch.load_file(folder / _ADAPTERS))
+    _load_critic(policy, folder)
     optimizer.load(safetensors.torch.load_file(folder / _OPTIMIZER))
+    return card(folder).step
 
 
 def card(folder: Path) -> Checkpoint:
@@ -98,8 +138,13 @@ def weights_id(folder: Path) -> str:
     """16 hexadecimal digits over the weight files, in name order."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        if file.name != _OPTIMIZER:
+        if file.name not in (_OPTIMIZER, _ADAPTERS):
             digest.update(file.name.encode())
             with open(file, "rb") as weights:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _load_critic(policy: Policy, folder: Path) -> None:
+    if policy.critic is not None and (folder / _CRITIC).exists():
+        policy.critic.load_state_dict(safetensors.torch.load_file(folder / _CRITIC))

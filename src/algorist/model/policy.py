@@ -2,8 +2,8 @@
 
 `hidden` runs the trunk over a batch of documents, `logprobs` asks for the log-probabilities of the batch's own
 tokens, `values` for the critic's opinion. All four stages train through `logprobs`, so there is one path to keep
-fast and exact; it computes logits only where a token has weight, a chunk at a time, and never holds
-[tokens, vocabulary] at once.
+fast and exact; it computes logits only where a token has weight, and never holds [tokens, vocabulary] at once
+(model/head.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from algorist.model import attention
+from algorist.model import attention, head
 from algorist.model.attention import Documents
 from algorist.model.batches import Batch
-
-_CHUNK_LOGITS = 2**24  # logits held at once: 64 MiB in float32
+from algorist.model.head import Scores
 
 
 class Policy(nn.Module):
@@ -27,11 +25,15 @@ class Policy(nn.Module):
     Attributes:
         model  a transformers causal LM whose attention is model/attention.py
         critic  one value per token from the trunk's last state, or None
+        path    of attention within documents, one of model/kernels.py
     """
 
-    def __init__(self, model: Any, *, precision: str = "float32", with_critic: bool = False) -> None:
-        """`precision` is that of the matrix products, "float32" or "bfloat16"; weights stay float32."""
+    def __init__(
+        self, model: Any, *, precision: str = "float32", with_critic: bool = False, path: str = "grouped"
+    ) -> None:
+        """`precision` is that of the matrix products, "float32" or "bfloat16"; weights stay in the type they have."""
         super().__init__()
+        self.path = path
         self.precision = getattr(torch, precision)
         model.set_attn_implementation(attention.NAME)
         self.model = model.eval()
@@ -57,7 +59,7 @@ class Policy(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """(T, H) last states of the trunk; a document's states depend on that document alone."""
-        layout = Documents.of(batch.bounds, self.device)
+        layout = Documents.of(batch.bounds, self.device, self.path)
         return self.trunk(batch.tokens, batch.positions, documents=layout)
 
     def trunk(self, tokens: Tensor, positions: Tensor, **layout: Any) -> Tensor:
@@ -84,18 +86,29 @@ class Policy(nn.Module):
         Returns:
             (T,) float32, 0 where the weight is 0; carries the gradient.
         """
+        return self.scores(batch, temperature=temperature, hidden=hidden).logprobs
+
+    def scores(
+        self, batch: Batch, *, temperature: float = 1.0, hidden: Tensor | None = None, with_entropy: bool = False
+    ) -> Scores:
+        """`logprobs`, and where asked the entropy of the distribution that each token was drawn from.
+
+        Returns:
+            (T,) float32 each, 0 where the weight is 0; both carry the gradient.
+        """
         states = self.hidden(batch) if hidden is None else hidden
         scored = batch.weights.nonzero()[:, 0]
-        chunk = max(1, _CHUNK_LOGITS // self.model.config.vocab_size)
-        parts = []
-        for places in torch.split(scored, chunk):
-            args = (states[places - 1], batch.tokens[places], temperature)
-            if len(scored) > chunk and torch.is_grad_enabled():
-                parts.append(checkpoint(self._score, *args, use_reentrant=False))
-            else:
-                parts.append(self._score(*args))
-        out = states.new_zeros(len(batch.tokens), dtype=torch.float32)
-        return out.index_put((scored,), torch.cat(parts)) if parts else out
+        found = head.scores(
+            states[scored - 1],
+            head.output_weight(self.model.get_output_embeddings()),
+            batch.tokens[scored],
+            temperature=temperature,
+            precision=self.precision,
+            with_entropy=with_entropy,
+        )
+        blank = states.new_zeros(len(batch.tokens), dtype=torch.float32)
+        entropy = None if found.entropy is None else blank.index_put((scored,), found.entropy)
+        return Scores(blank.index_put((scored,), found.logprobs), entropy)
 
     def values(self, hidden: Tensor) -> Tensor:
         """(T,) float32: the critic's estimate of the reward to come, before each token; 0 means nothing at a
@@ -106,10 +119,6 @@ class Policy(nn.Module):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-
-    def _score(self, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        logits = self.logits(hidden) / temperature
-        return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
 
 
 def document_sums(per_token: Tensor, batch: Batch) -> Tensor:

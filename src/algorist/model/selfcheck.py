@@ -3,7 +3,8 @@
 The policy calls trunk and output head by itself and brings its own attention (model/attention.py). A model that does
 more than that would train and sample on wrong numbers without a word: scaled or capped logits, capped attention,
 sinks, ALiBi, layers that are no attention. So two short documents are scored by the model as transformers runs it,
-each alone, and by the policy, both in one row. A window of attention longer than these is found in the config.
+each alone, and by the policy, both in one row. What shows in longer texts alone is found in the config: a window of
+attention, and rotary factors that change with the length (model/longrope.py settles those of LongRoPE).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from algorist.errors import RecipeError
+from algorist.model import longrope
 from algorist.model.batches import Document, lay_out
 from algorist.model.policy import Policy
 
@@ -43,6 +45,11 @@ def require_exact(model: Any, source: str | Path) -> None:
         raise RecipeError(
             f"{where} has layers that see only the last {window:,} of up to {longest:,} tokens, and windows are not "
             f"computed here. Take a model of a family without them; known to be exact: {EXACT}."
+        )
+    if border := longrope.switches_at(config):
+        raise RecipeError(
+            f"{where} takes other rotary factors in texts longer than {border:,} tokens, so that documents of one row "
+            "would change each other. Write one set of factors into both of its config's lists."
         )
     generator = torch.Generator().manual_seed(0)
     try:

@@ -38,40 +38,106 @@ def cross_entropy(logprobs: Tensor, weights: Tensor) -> Loss:
 
 
 def dpo_loss(
-    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, weights: Tensor, *, beta: float
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    weights: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """Direct preference optimisation, as a weighted sum over pairs.
 
         margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-        loss   = - sum_p  weights_p * log sigmoid(margin_p)
+        loss   = - sum_p  weights_p * ((1 - s) * log sigmoid(margin_p) + s * log sigmoid(-margin_p))
 
-    Args (P pairs; all float32, log-probabilities summed over each response):
+    Args (P pairs; all float32): log-probabilities summed over each response, or their means per token for the
+    length-normalised loss, in which a long response counts no more than a short one and beta is per token.
         chosen, rejected          (P,)  under the policy in training; carry the gradient
         ref_chosen, ref_rejected  (P,)  under the frozen reference
         weights                   (P,)  1 / pairs of the optimizer step
         beta                      how strongly the policy is held to the reference
+        label_smoothing           s, the share of pairs whose order is taken to be wrong; below 0.5
 
     Returns:
-        Loss with metrics "loss", "margin" (mean), "ranked" (share of pairs with margin > 0), and the mean changes
-        "chosen_change" and "rejected_change" of the log-probability against the reference, in nats per response.
+        Loss with metrics "loss", "margin" (mean) and "ranked" (share of pairs with margin > 0).
 
-    Source: Rafailov et al. 2023, eq. 7.
+    Source: Rafailov et al. 2023, eq. 7; label smoothing is Mitchell's conservative DPO (2023, "A note on DPO with
+    noisy preferences", eq. 3), the length mean that of Tulu 3 (Lambert et al. 2024, arXiv 2411.15124, section 5).
 
     >>> zero, one = torch.zeros(1), torch.ones(1)
     >>> dpo_loss(zero, zero, zero, zero, one, beta=0.1).value     # no preference yet: log 2
     tensor(0.6931)
     """
-    chosen_change, rejected_change = chosen - ref_chosen, rejected - ref_rejected
-    margin = beta * (chosen_change - rejected_change)
-    value = -(weights * functional.logsigmoid(margin)).sum()
-    metrics = {
-        "loss": value,
-        "margin": (weights * margin).sum(),
-        "ranked": (weights * (margin > 0)).sum(),
-        "chosen_change": (weights * chosen_change).sum(),
-        "rejected_change": (weights * rejected_change).sum(),
-    }
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    likelihood = functional.logsigmoid(margin)
+    if label_smoothing:
+        likelihood = (1 - label_smoothing) * likelihood + label_smoothing * functional.logsigmoid(-margin)
+    return _preference(-(weights * likelihood).sum(), margin, weights)
+
+
+def apo_zero_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, weights: Tensor, *, beta: float
+) -> Loss:
+    """Anchored preference optimisation, the variant for chosen responses better than the policy's own.
+
+        chosen_reward, rejected_reward = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+        loss = sum_p  weights_p * (sigmoid(-chosen_reward_p) + sigmoid(rejected_reward_p))
+
+    Chosen responses are pushed up and rejected ones down, each against the reference and not against the other, so
+    that a margin made of two falls gains nothing. Arguments and metrics are those of `dpo_loss`.
+
+    Source: D'Oosterlinck et al. 2024, arXiv 2408.06266, section 4, plus 1: a pair's loss is 0 to 2.
+
+    >>> zero, one = torch.zeros(1), torch.ones(1)
+    >>> apo_zero_loss(zero, zero, zero, zero, one, beta=0.1).value     # no preference yet: 1/2 for each response
+    tensor(1.)
+    """
+    chosen_reward, rejected_reward = beta * (chosen - ref_chosen), beta * (rejected - ref_rejected)
+    value = (weights * (torch.sigmoid(-chosen_reward) + torch.sigmoid(rejected_reward))).sum()
+    return _preference(value, chosen_reward - rejected_reward, weights)
+
+
+def _preference(value: Tensor, margin: Tensor, weights: Tensor) -> Loss:
+    metrics = {"loss": value, "margin": (weights * margin).sum(), "ranked": (weights * (margin > 0)).sum()}
     return Loss(value, {name: metric.detach() for name, metric in metrics.items()})
+
+
+def pair_likelihoods(logprobs: Tensor, ref_logprobs: Tensor, lengths: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """How likely the two responses of a pair are, each for itself: metrics, weighted sums over pairs.
+
+    A preference loss sees differences only. Whether the chosen responses rose, or only fell less than the rejected
+    ones, is told by these.
+
+    Args (P pairs; responses 2p are chosen, 2p + 1 rejected; float32):
+        logprobs      (2P,)  summed over each response, under the policy
+        ref_logprobs  (2P,)  the same under the frozen reference
+        lengths       (2P,)  of the responses, in tokens
+        weights       (P,)   1 / pairs of the optimizer step
+
+    Returns, detached, means over pairs:
+        "chosen_change", "rejected_change"    against the reference, nats per response
+        "chosen_change_per_token"             the same, each response over its own length, nats per token
+        "chosen_logprob", "rejected_logprob"  under the policy, each response over its own length, nats per token
+
+    Source: likelihood displacement is described by Pal et al. 2024 (arXiv 2402.13228) and Razin et al. 2024
+    (arXiv 2410.08847).
+
+    >>> now, before, four = torch.tensor([-6.0, -9.0]), torch.tensor([-4.0, -5.0]), torch.full((2,), 4.0)
+    >>> found = pair_likelihoods(now, before, four, torch.ones(1))
+    >>> float(found["chosen_change"]), float(found["chosen_change_per_token"])     # -6 + 4, over 4 tokens
+    (-2.0, -0.5)
+    """
+    changes, means = logprobs - ref_logprobs, logprobs / lengths
+    found = {
+        "chosen_change": changes[0::2],
+        "rejected_change": changes[1::2],
+        "chosen_change_per_token": (changes / lengths)[0::2],
+        "chosen_logprob": means[0::2],
+        "rejected_logprob": means[1::2],
+    }
+    return {name: (weights * values).sum().detach() for name, values in found.items()}
 
 
 def clipped_policy_loss(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from algorist import store
+import numpy as np
+
+from algorist import store, tokens
 from algorist.data import decontaminate, sources
 from algorist.numerics.address import rng
 from algorist.records import Sample, content_id
@@ -45,27 +47,28 @@ class Settings:
 
 def curate(run: Run) -> store.Manifest:
     """Lines of equations, diaries told twice, and problems answered at once."""
-    settings, chat, samples = run.settings, run.chat, []
-    bos = (chat.tokenizer.bos_token_id,)
+    settings, chat = run.settings, run.chat
     lines = [base.equations(run.seed, i, settings.equations_per_line) for i in range(settings.equation_lines)]
     lines += [base.diary(run.seed, i, settings.most_steps) for i in range(settings.diaries)]
-    samples += [_sample("text", bos + chat.response_ids(line, ended=False), 1) for line in lines]
+    bos: tuple[int, ...] = (chat.tokenizer.bos_token_id,)
+    texts = [("text", bos, chat.response_ids(line, ended=False)) for line in lines]
     data = run.recipe.of("data", sources.Settings)
     asked = sources.read_questions(run.root / "benchmarks", list(data.benchmarks))
     told = world.problems(run.seed, "base", settings.bare_answers, range(1, settings.most_steps + 1))
     problems, _ = decontaminate.decontaminate(told, asked, data.ngram, data.fuzzy)
-    for problem in problems:
-        prompt = chat.prompt_ids(problem.statement)
-        samples.append(_sample(problem.id, prompt + chat.response_ids(base.bare_answer(problem.answer)), len(prompt)))
-    order = rng(run.seed, "base corpus").permutation(len(samples))
-    fit = [samples[i] for i in order if len(samples[i].tokens) <= settings.sequence_length]
-    too_long = len(samples) - len(fit)
+    for one in problems:
+        texts.append((one.id, chat.prompt_ids(one.statement), chat.response_ids(base.bare_answer(one.answer))))
+    samples, sequences = [], []
+    for place in rng(run.seed, "base corpus").permutation(len(texts)):
+        problem_id, prompt, response = texts[place]
+        if len(prompt) + len(response) <= settings.sequence_length:
+            ids = np.array(prompt + response, np.int32)
+            identity = content_id("sample", problem_id, tokens.digest([ids]))
+            samples.append(Sample(identity, problem_id, "", len(ids), len(prompt)))
+            sequences.append(ids)
+    too_long = len(texts) - len(samples)
     dropped = {"in a benchmark": len(told) - len(problems), "longer than sequence_length": too_long}
-    return store.write(run.data, Sample, fit, dropped=dropped)
-
-
-def _sample(problem_id: str, tokens: tuple[int, ...], prompt_len: int) -> Sample:
-    return Sample(content_id("sample", problem_id, tokens), problem_id, "", tokens, prompt_len)
+    return tokens.write(run.data, Sample, samples, sequences, dropped=dropped)
 
 
 plan, steps, loss = midtrain.plan, midtrain.steps, midtrain.loss

@@ -7,20 +7,25 @@ see each other, and the loss covers responses only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from algorist import store
+import numpy as np
+from numpy.typing import NDArray
+
+from algorist import store, tokens
 from algorist.data import curate as curation
 from algorist.model.batches import Batch, Document, token_mean
 from algorist.model.policy import Policy
 from algorist.numerics import losses
-from algorist.numerics.address import rng
 from algorist.numerics.losses import Loss
 from algorist.numerics.packing import pack
+from algorist.numerics.shingles import Rows
 from algorist.records import Sample
 from algorist.stage import Plan, Run, Stage, Step, Training
+from algorist.stages import order
+from algorist.tokens import Corpus, Ids
 
 
 @dataclass(frozen=True)
@@ -41,32 +46,32 @@ def curate(run: Run) -> store.Manifest:
     chosen = store.manifest(run.set)
     for index, shard in enumerate(chosen.shards):
         measures = run.root / "measures" / shard
-        samples, too_long = curation.samples(
+        samples, sequences, too_long = curation.samples(
             run.set / shard, measures, run.chat, sequence_length=run.settings.sequence_length
         )
-        store.write_shard(run.data, index, Sample, samples, dropped=too_long)
+        tokens.write_shard(run.data, index, Sample, samples, sequences, dropped=too_long)
     return store.finish(run.data, Sample, parents=[chosen.id], shards=chosen.shards)
 
 
 def plan(run: Run) -> Plan:
     """Rows of one epoch, a step for each full batch of them; a last, smaller batch makes a step too."""
-    lengths = _lengths(store.read(run.data, Sample))
+    lengths = Corpus.open(run.data, Sample).lengths
+    steps = order.num_steps(run, len(_rows(lengths, run.settings)))
+    return Plan(steps, len(lengths), int(lengths.sum(dtype=np.int64)), longest=int(lengths.max(initial=0)))
+
+
+def drawn(run: Run, lengths: Ids) -> Iterator[NDArray[np.int64]]:
+    """Which documents make up each optimizer step, from `run.start` on, in the order in which they are laid out."""
     rows = _rows(lengths, run.settings)
-    per_epoch = -(-len(rows) // run.training.batch_size)
-    return Plan(per_epoch * run.settings.epochs, len(lengths), sum(lengths))
+    for chosen in order.steps(run, "rows", len(rows)):
+        yield np.concatenate([rows[row] for row in chosen])
 
 
 def steps(run: Run, policy: Policy) -> Iterator[Step]:
     """Rows in an order of their own for each epoch; an optimizer step is a batch of rows, its loss a token mean."""
-    samples = store.read(run.data, Sample)
-    rows = _rows(_lengths(samples), run.settings)
-    size = run.training.batch_size
-    per_epoch = -(-len(rows) // size)
-    for index in range(run.start, per_epoch * run.settings.epochs):
-        epoch, place = divmod(index, per_epoch)
-        order = rng(run.seed, run.stage.name, "rows", epoch).permutation(len(rows))
-        chosen = order[place * size : (place + 1) * size]
-        documents = [Document.of(samples[i].tokens, samples[i].prompt_len) for row in chosen for i in rows[row]]
+    corpus = Corpus.open(run.data, Sample)
+    for chosen in drawn(run, corpus.lengths):
+        documents = [Document.of(corpus[place], int(corpus.prompt_lens[place])) for place in chosen.tolist()]
         batches = token_mean(documents, run.training.tokens_per_batch)
         yield Step(tuple(batches), {"tokens": sum(len(d.tokens) for d in documents)})
 
@@ -76,13 +81,11 @@ def loss(policy: Policy, batch: Batch, settings: Any) -> Loss:
     return losses.cross_entropy(policy.logprobs(batch), batch.weights)
 
 
-def _lengths(samples: Sequence[Sample]) -> list[int]:
-    return [len(sample.tokens) for sample in samples]
-
-
-def _rows(lengths: Sequence[int], settings: Any) -> list[list[int]]:
-    """Which samples stand in which row."""
-    return pack(lengths, settings.sequence_length) if settings.packing else [[i] for i in range(len(lengths))]
+def _rows(lengths: Ids, settings: Any) -> Rows:
+    """Which documents stand in which row."""
+    if settings.packing:
+        return pack(lengths, settings.sequence_length)
+    return Rows(np.arange(len(lengths)), np.arange(len(lengths) + 1))
 
 
 STAGE = Stage("midtrain", Settings, Training(batch_size=128), (), curate, plan, steps, loss)

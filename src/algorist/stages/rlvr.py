@@ -30,7 +30,6 @@ from algorist.errors import RunError
 from algorist.evals.evaluate import ask
 from algorist.generate.rollouts import Speaker
 from algorist.generate.sampling import Sampling
-from algorist.model import checkpoints
 from algorist.model.batches import Batch, Document, GroupBatch, cut, lay_out
 from algorist.model.policy import Policy
 from algorist.numerics import losses, schedules
@@ -122,7 +121,7 @@ def curate(run: Run) -> store.Manifest:
     problems = [problem for problem in store.stream(run.root / "problems", Problem) if problem.id in asked]
     order = rng(run.seed, "rlvr", "candidates").permutation(len(problems))
     candidates = [problems[i] for i in sorted(order[: settings.candidates])]
-    policy = checkpoints.open_policy(run.parent, precision=run.precision)
+    policy = run.opened()
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
     folder = run.folder / "prompts"
@@ -200,8 +199,8 @@ def _optimizer_steps(run: Run, policy: Policy, groups: Sequence[Group], facts: d
     """The generation cut into `updates` optimizer steps; all see the same old policy."""
     updates = run.settings.updates
     laid_out = [_lay_out(run, policy, groups[part::updates], facts["temperature"]) for part in range(updates)]
-    gaps = torch.cat([gap for _, gap in laid_out]) if groups else torch.zeros(1)
-    gap = {"logprob_gap": float(gaps.mean()), "logprob_gap_max": float(gaps.max())}
+    gaps, entropy = torch.cat([seen for _, seen in laid_out], 1) if groups else torch.zeros(2, 1)
+    gap = {"logprob_gap": float(gaps.mean()), "logprob_gap_max": float(gaps.max()), "entropy": float(entropy.mean())}
     if gap["logprob_gap"] > run.settings.max_logprob_gap:
         raise RunError(
             f"{run.folder}: trainer and sampler disagree by {gap['logprob_gap']:.3f} nats per token, at most "
@@ -215,25 +214,29 @@ def _optimizer_steps(run: Run, policy: Policy, groups: Sequence[Group], facts: d
 
 @torch.no_grad()
 def _lay_out(run: Run, policy: Policy, groups: Sequence[Group], temperature: float) -> tuple[list[GroupBatch], Tensor]:
-    """Micro-batches of one optimizer step, with the old policy's opinion, and |trainer - sampler| of every token."""
+    """Micro-batches of one optimizer step, with the old policy's opinion, and what is seen of every token.
+
+    That is (2, N): |trainer - sampler|, and the entropy of what it was drawn from.
+    """
     chosen = [(group.rollouts[i], a) for group in groups for i, a in zip(*_advantages(run, group), strict=True)]
     prompts = {group.problem.id: run.chat.prompt_ids(group.problem.statement) for group in groups}
     documents = []
     for rollout, _ in chosen:
         prompt, response = prompts[rollout.problem_id], rollout.tokens or ()
         documents.append(Document.of(prompt + response, len(prompt), 1.0 / len(response)))
-    batches, gaps = [], [torch.zeros(0)]
+    batches, seen = [], [torch.zeros(2, 0)]
     for part in cut(documents, run.training.tokens_per_batch):
         rows = lay_out([documents[i] for i in part], total=len(documents)).to(policy.device)
         hidden = policy.hidden(rows)
-        old = policy.logprobs(rows, temperature=temperature, hidden=hidden)
+        old, entropy = policy.scores(rows, temperature=temperature, hidden=hidden, with_entropy=True)
+        assert entropy is not None
         spoken = rows.weights > 0
         sampled = torch.tensor([x for i in part for x in chosen[i][0].logprobs or ()], device=old.device)
-        gaps.append((old[spoken] - sampled).abs().cpu())
+        seen.append(torch.stack([(old[spoken] - sampled).abs(), entropy[spoken]]).cpu())
         values = policy.values(hidden) * spoken if policy.critic is not None else torch.zeros_like(old)
         advantages = _per_token(run, [chosen[i] for i in part], rows, values)
         batches.append(GroupBatch(rows, old, advantages, (advantages + values) * spoken, values, temperature))
-    return batches, torch.cat(gaps)
+    return batches, torch.cat(seen, 1)
 
 
 def _advantages(run: Run, group: Group) -> tuple[tuple[int, ...], list[float]]:
