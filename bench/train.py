@@ -6,8 +6,8 @@ The model has the shape of Phi-3 and 4.5M parameters (hidden 256, 4 layers, 4/2 
 documents are random ids with log-normal lengths, median 160, up to 1,024 tokens. Optimizer steps hold the same
 documents for everybody: supervised 8 rows of TRL's best-fit packing, unpacked 32 documents, DPO 16 pairs.
 
-First each of TRL's settings runs once, and the fastest of each kind stays (`--all` keeps them all). Then ours and theirs
-take turns. The losses of every step are compared before any time is printed. Time is that of whole optimizer steps
+First each of TRL's settings runs once, and the fastest of each kind stays (`--all` keeps them all). Then ours and
+theirs take turns. The losses of every step are compared before any time is printed. Time is that of whole optimizer steps
 after the first, which warms up; tokens are real ones, without padding. Memory is the largest resident set of the
 process, and beside it what training added to what was resident before the first step. A row is printed as JSON too.
 """
@@ -25,7 +25,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -314,8 +313,9 @@ def compare(kind: str, options: argparse.Namespace) -> None:
             "grown_gib": round(max(one["grown_gib"] for one in found), 2),
             "loss_gap": float(f"{gap:.2g}"),
         }
-        print(f"  {row['who']:28} {precision:9} {speed:9,.0f} tokens/s  x{row['ratio']:.2f}  {row['peak_gib']:.2f} GiB  "
-              f"(+{row['grown_gib']:.2f})  losses within {gap:.1e}")  # fmt: skip
+        memory = f"{row['peak_gib']:.2f} GiB (+{row['grown_gib']:.2f})"
+        said = f"{row['who']:28} {precision:9} {speed:9,.0f} tokens/s  x{row['ratio']:.2f}  {memory}"
+        print(f"  {said}  losses within {gap:.1e}")
         print(json.dumps(row), flush=True)
 
 
