@@ -197,7 +197,7 @@ def show(row: str, size: str, lines: list[Line]) -> None:
         cells = [_cell(line, "bound", ",.4g"), *(_cell(line, key, ".3f") for key in ("of_ceiling", "mfu"))]
         first = f"  {line['set']:16}{line['who']:34}{line['value']:10,.5g} {line['unit']:9}"
         cells += [_cell(line, "ratio", ".2f"), asked]
-        print(first + "{:>10}{:>12}{:>7}{:>13}{:>18}  ".format(*cells) + notes(row, line))
+        print((first + "{:>10}{:>12}{:>7}{:>13}{:>18}  ".format(*cells) + notes(row, line)).rstrip())
     if row in TOO:
         print(f"  must / goal too: {TOO[row]}")
     for line in found:

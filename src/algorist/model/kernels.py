@@ -9,7 +9,8 @@ A path is a function of where documents begin. It works out once per row what it
 - cudnn     groups on a coarse grid of lengths under cuDNN's SDPA; CUDA, half precision
 - flash     flash_attn_varlen_func of flash-attn 3 or 2, where one is installed; CUDA, half precision
 
-None builds a mask over pairs of tokens, and none repeats keys for the query heads that share them.
+None builds a mask over pairs of tokens. None repeats keys for the query heads that share them, but "grouped" on a GPU
+in float32, where no kernel of torch shares them.
 """
 
 from __future__ import annotations
@@ -260,6 +261,10 @@ def _by_grid(lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """(n, H, L, D) causal attention of n documents that fill L places each."""
     shared = query.shape[1] != key.shape[1]
+    if shared and query.is_cuda and query.dtype == torch.float32:
+        # No kernel but torch's plain one, which holds all pairs, shares keys between queries of this type.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        shared = False
     return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared)
 
 

@@ -28,8 +28,8 @@ from algorist.model.recompute import KINDS, Kind
 _USABLE = 0.92  # of the memory: an allocator loses some of it between blocks, and the plan is a plan
 _GRADIENTS = 0.3  # of what a layer keeps: its gradients that exist at once, measured
 _LENGTH = 128  # tokens of the shorter row that is measured
-_TILES = {"cpu": 2**21}  # logits that the head holds at once, and those of 128 tokens at least (model/head.py)
-_TILE_ELSEWHERE = 2**27
+_TILES = {"cpu": 2**21}  # logits that the head holds at once (model/head.py)
+_TILE_ELSEWHERE = 3 * 2**25
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def _head(policy: Policy) -> int:
     weight = policy.model.get_output_embeddings().weight
     cast = policy.precision.itemsize if weight.dtype != policy.precision else 0
     gradient = 4 if weight.requires_grad else 0
-    logits = max(128 * len(weight), _TILES.get(weight.device.type, _TILE_ELSEWHERE))
+    logits = _TILES.get(weight.device.type, _TILE_ELSEWHERE)
     return int(weight.numel() * (cast + gradient) + logits * (4 + policy.precision.itemsize))
 
 
