@@ -7,9 +7,10 @@ documents are random ids with log-normal lengths, median 160, up to 1,024 tokens
 documents for everybody: supervised 8 rows of TRL's best-fit packing, unpacked 32 documents, DPO 16 pairs.
 
 First each of TRL's settings runs once, and the fastest of each kind stays (`--all` keeps them all). Then ours and
-theirs take turns. The losses of every step are compared before any time is printed. Time is that of whole optimizer steps
-after the first, which warms up; tokens are real ones, without padding. Memory is the largest resident set of the
-process, and beside it what training added to what was resident before the first step. A row is printed as JSON too.
+theirs take turns. The losses of every step are compared before any time is printed. Time is that of whole optimizer
+steps after the first, which warms up and compiles; tokens are real ones, without padding. Memory is the largest
+resident set of the process, and beside it what training added to what was resident before the first step. A row is
+printed as JSON too.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ VOCABULARY, LONGEST, PROMPT = 2_048, 1_024, 32
 RATE, BETA = 1e-4, 0.1
 SUPERVISED_ROWS, UNPACKED_DOCUMENTS, PAIRS = 8, 32, 16  # of one optimizer step
 
+OURS = ("ours", "ours, compiled")
 # TRL's settings by kind of work: what is tried before the fastest of them takes turns with ours.
 THEIRS: dict[str, dict[str, dict[str, Any]]] = {
     "supervised": {
@@ -118,11 +120,13 @@ def tokens_of(kind: str, step: list[Any]) -> int:
     return sum(len(document) for document in step)
 
 
-def ours(kind: str, steps: list[Any], precision: str, tokens_per_batch: int) -> tuple[list[float], list[float]]:
+def ours(
+    kind: str, steps: list[Any], precision: str, tokens_per_batch: int, fused: bool
+) -> tuple[list[float], list[float]]:
     """(losses, seconds) of each step by the pieces that `algorist run` trains with."""
     import torch
 
-    from algorist.model import devices
+    from algorist.model import attention, devices
     from algorist.model.batches import Document, PairBatch, cut_lengths, lay_out, token_mean
     from algorist.model.optimizers import Optimizer
     from algorist.model.policy import Policy, document_sums
@@ -131,6 +135,8 @@ def ours(kind: str, steps: list[Any], precision: str, tokens_per_batch: int) -> 
     devices.settle()
     policy = Policy(model("eager"), precision=precision)
     policy.train()
+    if fused:
+        attention.fuse(policy.model)
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
 
     def rows_of(pairs: list[Any]) -> Any:
@@ -256,8 +262,8 @@ def child(kind: str, name: str, precision: str, steps: int, tokens_per_batch: in
     work = plan(kind, steps)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run = (
-        ours(kind, work, precision, tokens_per_batch)
-        if name == "ours"
+        ours(kind, work, precision, tokens_per_batch, "compiled" in name)
+        if name in OURS
         else theirs(kind, work, precision, THEIRS[kind][name])
     )
     losses, seconds = run
@@ -285,8 +291,9 @@ def call(kind: str, name: str, precision: str, options: argparse.Namespace) -> d
 
 def compare(kind: str, options: argparse.Namespace) -> None:
     """Ours and theirs in turns, for one kind of work."""
-    contenders = [("ours", precision) for precision in options.precision]
-    tried = {(name, p): call(kind, name, p, options) for name in THEIRS[kind] for p in options.precision}
+    contenders = [(name, precision) for name in OURS for precision in options.precision]
+    names = [name for name in THEIRS[kind] if options.only in name]
+    tried = {(name, p): call(kind, name, p, options) for name in names for p in options.precision}
     for (name, precision), found in tried.items():
         said = found.get("failed") or f"{found['speed']:,.0f} tokens/s, {found['peak_gib']:.2f} GiB"
         print(f"  TRL {name} {precision}: {said}", flush=True)
@@ -305,7 +312,7 @@ def compare(kind: str, options: argparse.Namespace) -> None:
         speed = statistics.median(one["speed"] for one in found)
         row = {
             "bench": f"train.{kind}",
-            "who": "ours" if name == "ours" else f"TRL {name}",
+            "who": name if name in OURS else f"TRL {name}",
             "precision": precision,
             "tokens_per_s": round(speed),
             "ratio": round(speed / top, 2),
@@ -325,7 +332,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--precision", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--tokens-per-batch", type=int, default=2_048)
+    parser.add_argument("--tokens-per-batch", type=int, default=1_024)
+    parser.add_argument("--only", default="", help="try only settings of TRL with this in their name")
     parser.add_argument("--all", action="store_true", help="keep every setting of TRL in the turns")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

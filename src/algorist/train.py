@@ -17,7 +17,7 @@ import torch
 
 from algorist import journal, store
 from algorist.journal import Journal
-from algorist.model import checkpoints, lora, memory, recompute
+from algorist.model import attention, checkpoints, lora, memory, recompute
 from algorist.model.optimizers import Optimizer, require_movement
 from algorist.model.policy import Policy
 from algorist.numerics.schedules import learning_rate
@@ -97,7 +97,7 @@ def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
 
 
 def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callable[[str], object]) -> None:
-    """Choose what the backward pass computes again so that a micro-batch fits into memory, and say so."""
+    """Choose what the backward pass computes again so that a micro-batch fits into memory, say so, and compile."""
     training = run.training
     need = memory.Need.of(policy, optimizer, max(training.tokens_per_batch, plan.longest))
     room = memory.available(policy.device)
@@ -105,6 +105,8 @@ def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callab
     for line in memory.describe(need, room, kind, training.recompute).splitlines():
         say(f"{run.stage.name}: {line}")
     recompute.apply(policy.model, kind)
+    if training.compile:
+        attention.fuse(policy.model)
 
 
 def _saves(folder: Path) -> list[Path]:

@@ -138,8 +138,8 @@ def test_canary_flex() -> None:
 
 
 def test_long_documents_stand_alone_and_short_ones_in_groups() -> None:
-    assert isinstance(kernels.grouped(offsets([24, 24]), CPU), Alone)
-    assert isinstance(kernels.grouped(offsets([24, 23]), CPU), Groups)
+    assert isinstance(kernels.grouped(offsets([32, 32]), CPU), Alone)
+    assert isinstance(kernels.grouped(offsets([32, 31]), CPU), Groups)
 
 
 @pytest.mark.parametrize("how", [kernels._by_similarity, kernels._by_grid])

@@ -108,6 +108,19 @@ def test_entropy_is_that_of_the_tempered_distribution() -> None:
     assert torch.equal(found.logprobs, policy.logprobs(row, temperature=0.7))
 
 
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_cross_entropy_at_once_is_that_of_the_logprobs(kind: str) -> None:
+    policy, row = tiny.policy(kind), tiny.row(5, LENGTHS)
+    apart = policy.logprobs(row).mul(row.weights).sum()
+    apart.backward()
+    expected = tiny.gradient(policy)
+    policy.zero_grad()
+    at_once = policy.weighted_logprob(row)
+    at_once.backward()
+    assert at_once.item() == pytest.approx(apart.item(), rel=1e-6)
+    tiny.assert_close(tiny.gradient(policy), expected)
+
+
 def test_document_sums() -> None:
     row = tiny.row(6, [3, 1, 4])
     assert document_sums(torch.arange(8.0), row).tolist() == [3.0, 3.0, 22.0]

@@ -108,21 +108,21 @@ def test_all_that_are_wrong_are_told() -> None:
 def test_the_fastest_of_the_right_ones_is_taken() -> None:
     def slow(bounds: Sequence[int], device: torch.device) -> Attend:
         def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-            time.sleep(0.1)
+            time.sleep(0.2)
             return right(bounds, device)(query, key, value, scale)
 
         return attend
 
     def planned(bounds: Sequence[int], device: torch.device) -> Attend:
-        time.sleep(0.6)  # for each row of new lengths: a third of it for each of three layers
+        time.sleep(0.3)  # for each row of new lengths: a third of it for each of three layers
         return right(bounds, device)
 
     choice, said = choose({"slow": slow, "planned": planned, "plain": right})
-    assert list(choice.seconds) == ["plain", "slow", "planned"] and choice.name == "plain"
+    assert list(choice.seconds) == ["plain", "planned", "slow"] and choice.name == "plain"
     times = [f"{seconds * 1e3:.1f}" for seconds in choice.seconds.values()]
-    line = f"attention: plain {times[0]} ms per layer and row of 512 tokens (slow {times[1]}, planned {times[2]})"
+    line = f"attention: plain {times[0]} ms per layer and row of 512 tokens (planned {times[1]}, slow {times[2]})"
     assert said == [line]
-    assert choice.seconds["slow"] >= 0.1 and choice.seconds["planned"] >= 0.2
+    assert choice.seconds["slow"] >= 0.2 and choice.seconds["planned"] >= 0.1
 
 
 def test_where_none_is_right_training_does_not_start() -> None:

@@ -27,7 +27,7 @@ def drawn(median: float, spread: float, count: int) -> NDArray[np.int64]:
 def test_the_plan_is_the_oracles(data: st.DataObject, capacity: int) -> None:
     few = data.draw(st.lists(st.integers(1, capacity), min_size=1, max_size=12))
     lengths = data.draw(st.lists(st.one_of(st.integers(1, capacity), st.sampled_from(few)), max_size=120))
-    assert told(pack(lengths, capacity)) == twins.plan(lengths, capacity)
+    assert told(pack(lengths, capacity)) == twins.pack(lengths, capacity)
 
 
 @pytest.mark.parametrize(("median", "spread"), [(2_600, 0.75), (7_200, 0.65)])
@@ -35,7 +35,7 @@ def test_the_plan_is_the_oracles(data: st.DataObject, capacity: int) -> None:
 def test_the_plan_of_many_documents_is_the_oracles(median: float, spread: float, kind: type) -> None:
     lengths = drawn(median, spread, 20_000)
     rows = pack(lengths.astype(kind), 16_384)
-    assert told(rows) == twins.plan(lengths.tolist(), 16_384)
+    assert told(rows) == twins.pack(lengths.tolist(), 16_384)
     assert rows.values.dtype == rows.starts.dtype == np.int64
 
 

@@ -42,7 +42,7 @@ def best_fit_rooms(lengths: Sequence[int], capacity: int) -> list[int]:
     return sorted(rooms)
 
 
-def plan(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing document by document. Of equally full rows the one that came to be so last is taken."""
     rows: list[list[int]] = []
     open_rows: dict[int, list[int]] = {}  # free tokens → rows with exactly that much room

@@ -1,18 +1,18 @@
-"""The twin of numerics/precision.py: one weight at a time, its two neighbours from torch's own list of numbers."""
+"""The twin of numerics/precision.py: one weight at a time, from the bits of a number and of the one above it."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import struct
+from collections.abc import Sequence
 
 
-def moved_share(weights: Tensor, step: float) -> float:
+def moved_share(weights: Sequence[float], step: float, *, bits: int) -> float:
+    """`bits` of a float32 are kept in the format: 32, or 16 for bfloat16."""
     moved = 0
-    for weight in weights.flatten():
-        size = weight.abs()
-        above = torch.nextafter(size, torch.tensor(torch.inf, dtype=size.dtype))
+    for weight in weights:
+        code = struct.unpack("<I", struct.pack("<f", abs(weight)))[0] >> (32 - bits)
+        size, above = (struct.unpack("<f", struct.pack("<I", one << (32 - bits)))[0] for one in (code, code + 1))
         # Nearer to the number above than to where it was; halfway, the one with an even last digit is taken.
-        halfway = (float(size) + float(above)) / 2
-        is_odd = bool(size.view(torch.int16 if size.dtype == torch.bfloat16 else torch.int32) % 2)
-        moved += float(size) + step > halfway or (float(size) + step == halfway and is_odd)
-    return moved / weights.numel()
+        halfway = (size + above) / 2
+        moved += size + step > halfway or (size + step == halfway and code % 2 == 1)
+    return moved / len(weights)

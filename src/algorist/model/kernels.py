@@ -34,9 +34,9 @@ Attend = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 # bounds (D + 1 offsets, from 0 to T) and device → Attend.
 Path = Callable[[Sequence[int], torch.device], Attend]
 
-# Documents this long on average are attended one by one. On a CPU a call costs what gathering 24 tokens costs
+# Documents this long on average are attended one by one. On a CPU a call costs what gathering 32 tokens costs
 # (measured); on a GPU, where a dozen kernels are launched for each, thousands.
-_ALONE = {"cpu": 24, "cuda": 2048}
+_ALONE = {"cpu": 32, "cuda": 2048}
 _SIMILAR = 0.9  # a group holds documents at least this share as long as its longest
 _BLOCK = 128  # tokens of FlexAttention's blocks
 

@@ -17,6 +17,7 @@ from algorist.model import attention, head
 from algorist.model.attention import Documents
 from algorist.model.batches import Batch
 from algorist.model.head import Scores
+from algorist.model.tiles import Output
 
 
 class Policy(nn.Module):
@@ -100,7 +101,7 @@ class Policy(nn.Module):
         scored = batch.weights.nonzero()[:, 0]
         found = head.scores(
             states[scored - 1],
-            head.output_weight(self.model.get_output_embeddings()),
+            self._output(),
             batch.tokens[scored],
             temperature=temperature,
             precision=self.precision,
@@ -110,12 +111,29 @@ class Policy(nn.Module):
         entropy = None if found.entropy is None else blank.index_put((scored,), found.entropy)
         return Scores(blank.index_put((scored,), found.logprobs), entropy)
 
+    def weighted_logprob(self, batch: Batch) -> Tensor:
+        """The sum of weight * log-probability over the batch's tokens, for losses that ask for nothing else.
+
+        Its slopes are known before the backward, so the head computes its gradient at once, with a quarter less work
+        than `logprobs` and to the same numbers.
+
+        Returns:
+            () float32; carries the gradient, for one backward.
+        """
+        scored = batch.weights.nonzero()[:, 0]
+        states, tokens = self.hidden(batch)[scored - 1], batch.tokens[scored]
+        total, _ = head.weighted_sum(states, self._output(), tokens, batch.weights[scored], precision=self.precision)
+        return total
+
     def values(self, hidden: Tensor) -> Tensor:
         """(T,) float32: the critic's estimate of the reward to come, before each token; 0 means nothing at a
         document's first token, which has no weight."""
         assert self.critic is not None, "only PPO has a critic"
         estimates = self.critic(hidden.float())[:, 0]
         return torch.cat([estimates.new_zeros(1), estimates[:-1]])
+
+    def _output(self) -> Output:
+        return head.output_weight(self.model.get_output_embeddings())
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -18,7 +18,6 @@ from algorist import store, tokens
 from algorist.data import curate as curation
 from algorist.model.batches import Batch, Document, token_mean
 from algorist.model.policy import Policy
-from algorist.numerics import losses
 from algorist.numerics.losses import Loss
 from algorist.numerics.packing import pack
 from algorist.numerics.shingles import Rows
@@ -78,7 +77,8 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
 
 def loss(policy: Policy, batch: Batch, settings: Any) -> Loss:
     """Next-token cross-entropy over responses."""
-    return losses.cross_entropy(policy.logprobs(batch), batch.weights)
+    value = -policy.weighted_logprob(batch)
+    return Loss(value, {"loss": value.detach()})
 
 
 def _rows(lengths: Ids, settings: Any) -> Rows:
