@@ -163,6 +163,8 @@ def test_on_a_cpu_there_is_one_path_and_nothing_to_tell(dtype: torch.dtype, path
     for shape in (Shape(4, 2, 16, 2, 1), Shape(6, 2, 64, 2, 8192), Shape(3, 3, 8, 1, 100)):
         assert probe.choose(shape, CPU, dtype, path=path, say=said.append).name == "grouped"
     assert said == []
+    row = probe._Row.of(SHAPE, CPU, dtype, *probe._CHECKED["cpu"])
+    assert isinstance(kernels.grouped(row.bounds, CPU), kernels.Alone), "what training runs on is not what is checked"
 
 
 def test_a_shape_is_tried_once_in_a_process() -> None:
@@ -181,16 +183,16 @@ def test_a_shape_is_tried_once_in_a_process() -> None:
 
 def test_rows_hold_documents_of_all_lengths() -> None:
     for turn in range(3):
-        row = probe._Row.of(SHAPE, CPU, torch.float32, 4096, 1024, turn)
+        row = probe._Row.of(SHAPE, CPU, torch.float32, 4096, 256, turn)
         lengths = torch.tensor(row.bounds).diff()
         assert row.bounds[-1] == 4096 and int(lengths.max()) <= 1024
         assert int(lengths.min()) == 1 and int(lengths.max()) > 256
         assert [tuple(x.shape) for x in (*row.rows, row.slope)] == [(4096, count, 16) for count in (4, 2, 2, 4)]
-    assert len({probe._Row.of(SHAPE, CPU, torch.float32, 4096, 1024, turn).bounds for turn in range(3)}) == 3
+    assert len({probe._Row.of(SHAPE, CPU, torch.float32, 4096, 256, turn).bounds for turn in range(3)}) == 3
 
 
 def test_plain_attention_is_what_torch_computes_for_each_document() -> None:
-    row = probe._Row.of(SHAPE, CPU, torch.float32, 200, 100)
+    row = probe._Row.of(SHAPE, CPU, torch.float32, 200, 50)
     found = row.run(functools.partial(probe._plain, bounds=row.bounds), row.rows)
     for ours, theirs in zip(found, row.run(right(row.bounds, CPU), row.rows), strict=True):
         tiny.assert_close(ours, theirs, 5e-6)

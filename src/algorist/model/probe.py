@@ -27,9 +27,8 @@ from algorist.numerics.address import rng
 
 # Of the largest number of a tensor. Right kernels are about four times nearer; a lost scale or a leak is far beyond.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-_CHECKED = {"cpu": 192, "cuda": 8192}  # tokens of the row on which paths are compared with plain attention
+_CHECKED = {"cpu": (256, 64), "cuda": (8192, 512)}  # tokens of the row compared with plain attention, and its median
 _TIMED = 16_384  # tokens of the rows on which they are timed, at most
-_LONGEST = 1024  # tokens of a document in the row compared: plain attention holds a square of these
 _ROUNDS = 3
 _SCALE = 1.25  # of the usual 1/sqrt(D): a path that drops the scale it is given would not show at 1
 
@@ -119,12 +118,12 @@ def _unavailable(path: str, reason: str) -> RecipeError:
 
 @functools.cache
 def _choose(shape: Shape, device: torch.device, dtype: torch.dtype, candidates: tuple[tuple[str, Path], ...]) -> Choice:
-    row = _Row.of(shape, device, dtype, _CHECKED[device.type], _LONGEST)
+    row = _Row.of(shape, device, dtype, *_CHECKED[device.type])
     plain = row.run(functools.partial(_plain, bounds=row.bounds), [x.float() for x in row.rows])
     reasons = {name: _wrong(path, row, plain) for name, path in candidates}
     refused = {name: reason for name, reason in reasons.items() if reason}
     right = [(name, path) for name, path in candidates if name not in refused]
-    tokens = min(shape.tokens, _TIMED)
+    tokens = min(max(shape.tokens, 256), _TIMED)
     seconds = _race(right, shape, device, dtype, tokens) if len(right) > 1 else {name: 0.0 for name, _ in right}
     ordered = dict(sorted(seconds.items(), key=lambda item: item[1]))
     return Choice(next(iter(ordered), ""), ordered, refused, tokens)
@@ -141,13 +140,14 @@ class _Row:
 
     @classmethod
     def of(
-        cls, shape: Shape, device: torch.device, dtype: torch.dtype, tokens: int, longest: int, turn: int = 0
+        cls, shape: Shape, device: torch.device, dtype: torch.dtype, tokens: int, median: int, turn: int = 0
     ) -> _Row:
-        """`tokens` in documents that are log-normal around an eighth of them; one has a single token."""
+        """`tokens` in documents that are log-normal around `median` and up to four times as long; one is a single
+        token."""
         draw = rng("attention", tokens, turn)
         lengths = [2, 1]
         while sum(lengths) < tokens:
-            length = int(np.clip(draw.lognormal(np.log(tokens / 8), 1.0), 1, longest))
+            length = int(np.clip(draw.lognormal(np.log(median), 1.0), 1, 4 * median))
             lengths.append(min(length, tokens - sum(lengths)))
         generator = torch.Generator().manual_seed(turn)
         heads = (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
@@ -227,7 +227,7 @@ def _race(
     """
     taken: dict[str, list[float]] = {name: [] for name, _ in right}
     for turn in range(1, _ROUNDS + 1):
-        row = _Row.of(shape, device, dtype, tokens, tokens, turn)
+        row = _Row.of(shape, device, dtype, tokens, tokens // 8, turn)
         for name, path in right:
             begin = _now(device)
             attend = path(row.bounds, device)
