@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as flexed
 
-from algorist.model import kernels
+from algorist.model import kernels, recompute
 from algorist.model.attention import Documents, fuse
 from algorist.model.batches import Batch
 from algorist.model.kernels import Alone, Attend, Groups
@@ -337,12 +337,15 @@ def test_on_a_gpu_the_policy_is_the_same_by_every_path(path: str, precision: str
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at what it is given
-@pytest.mark.parametrize(("kind", "precision"), [("Phi3", "float32"), ("Qwen3", "bfloat16")])
-def test_fused_layers_compute_the_same_and_are_compiled_once_for_all_lengths(kind: str, precision: str) -> None:
+@pytest.mark.parametrize(("kind", "precision", "again"), [("Phi3", "float32", "none"), ("Qwen3", "bfloat16", "full")])
+def test_fused_layers_compute_the_same_and_are_compiled_once_for_all_lengths(
+    kind: str, precision: str, again: recompute.Kind
+) -> None:
     """By the compiler's front end alone, which decides what is compiled anew; its C++ would take a minute."""
     torch.compiler.reset()
     policy, fused = tiny.policy(kind, precision=precision), tiny.policy(kind, precision=precision)
     fuse(fused.model, backend="eager")
+    recompute.apply(fused.model, again)
     graphs = []
     for lengths in ([7, 31, 2], [40, 3], [5], [60, 60, 70], [9] * 9, [100, 20], [2]):
         row = tiny.row(0, lengths)

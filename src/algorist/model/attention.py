@@ -148,11 +148,13 @@ def fuse(model: torch.nn.Module, *, backend: str = "inductor") -> None:
 
     Compiled once for all lengths, and once more where no gradient is asked for: layers have the same code, and what
     depends on lengths stands in `Documents`, which the compiler does not look into. The first row waits for it.
+    Recompute (model/recompute.py) goes around it, so it comes after it, and only "full" can: inside of "selective"
+    torch 2.13 finds tensors changed that it had kept, and the other way round nothing would be compiled.
     """
     layers = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
     stacks = (part for part in model.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == layers)
     for layer in next(stacks):
-        layer.compile(dynamic=True, backend=backend)
+        layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
 AttentionInterface.register(NAME, torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
