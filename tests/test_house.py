@@ -29,7 +29,7 @@ FLOORS = [
     {"stage"},
     {"stages", "train"},
     {"doctor"},
-    {"tasks", "show"},
+    {"tasks", "show", "replay"},
     {"cli"},
     {"__main__"},
 ]

@@ -215,7 +215,10 @@ def test_the_journal(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
     train(run)
     entries = journal.read(run.folder)
     assert [entry["step"] for entry in entries] == list(range(STEPS))
-    assert all({"step", "seconds", "tokens", "loss", "grad_norm", "lr"} == set(entry) for entry in entries)
+    told = {"step", "seconds", "tokens", "loss", "grad_norm", "lr", "train_seconds", "idle_seconds"}
+    assert all(told == set(entry) for entry in entries)
+    assert all(0 < entry["train_seconds"] < entry["seconds"] for entry in entries)
+    assert all(entry["train_seconds"] + entry["idle_seconds"] == pytest.approx(entry["seconds"]) for entry in entries)
     rates = [learning_rate(i, STEPS, peak=0.01, warmup=0.5, end=0.0) for i in range(STEPS)]
     assert [entry["lr"] for entry in entries] == rates and rates[:2] == [0.005, 0.01]
     policy = checkpoints.open_policy(parent[0], precision="float32")
@@ -267,7 +270,8 @@ def killed(root: Path, parent: tuple[Path, Chat], at: int, **how: Any) -> tuple[
 
 def lines(run: Run) -> list[dict[str, Any]]:
     """The journal without what the clock says."""
-    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in journal.read(run.folder)]
+    entries = journal.read(run.folder)
+    return [{key: value for key, value in entry.items() if not key.endswith("seconds")} for entry in entries]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +282,7 @@ def lines(run: Run) -> list[dict[str, Any]]:
         {"optimizer": "adamw8bit"},
         {"lora": Lora(rank=2)},
         {"lora": Lora(rank=2, targets=("o_proj",)), "optimizer": "muon"},
-        {"lora": Lora(rank=2), "more": {"with_critic": lambda settings: True}},
+        {"lora": Lora(rank=2), "more": {"critic": lambda settings: "own"}},
         {"recompute": "selective"},
     ],
 )
@@ -343,14 +347,14 @@ def test_the_norm_is_that_of_all_trained_gradients_before_it_is_cut(
     def loss(policy: Policy, rows: Batch, settings: Any) -> Loss:
         hidden = policy.hidden(rows)
         found = losses.cross_entropy(policy.logprobs(rows, hidden=hidden), rows.weights)
-        value = found.value + (policy.values(hidden) - 1.0).square().mean()
+        value = found.value + (policy.values(rows, hidden) - 1.0).square().mean()
         if not seen:
             leaves = {name: p for name, p in policy.named_parameters() if p.requires_grad}
             slopes = torch.autograd.grad(value, list(leaves.values()), retain_graph=True)
             seen.append(dict(zip(leaves, slopes, strict=True)))
         return Loss(value, {"loss": value.detach()})
 
-    more = {"with_critic": lambda settings: True}
+    more = {"critic": lambda settings: "shared"}
     how = {"max_grad_norm": 0.01, "lora": Lora(rank=2 * adapted), "step": lambda index: Step((batch(index),))}
     run, _ = made(tmp_path, parent, loss=loss, more=more, **how)
     train(run)
@@ -393,6 +397,33 @@ def test_an_alarm_is_said_when_it_changes(tmp_path: Path, parent: tuple[Path, Ch
     assert alarms == [None, "1 of the last steps are long", None, "2 of the last steps are long"]
 
 
+def test_the_last_save_from_before_an_alarm_stays_until_the_alarm_is_over(
+    tmp_path: Path, parent: tuple[Path, Chat]
+) -> None:
+    """An alarm at some of the four steps; saved after each."""
+
+    def kept(name: str, alarmed: set[int]) -> tuple[list[str], list[str]]:
+        def alarm(settings: Any, entries: Sequence[Mapping[str, Any]]) -> str:
+            return f"{len(entries)} in a row" if len(entries) in alarmed else ""
+
+        said: list[str] = []
+        run, _ = made(tmp_path / name, parent, more={"alarm": alarm}, save_every=1)
+        train(run, said.append)
+        assert list(run.folder.glob("step-*")) == []
+        for save in run.folder.glob("healthy-*"):
+            assert checkpoints.card(save).step == int(save.name[-7:])
+        return sorted(path.name for path in run.folder.glob("healthy-*")), said[1:]
+
+    names, said = kept("from the third on", {3, 4})
+    place = tmp_path / "from the third on" / "made" / "healthy-0000002"
+    assert names == [place.name]
+    assert said == ["made: 3 in a row", f"made: {place} is from before the alarm that the stage ended with"]
+    assert kept("at the last", {4})[0] == ["healthy-0000003"]
+    assert kept("for a while", {2, 3}) == ([], ["made: 2 in a row"])
+    assert kept("never", set()) == ([], [])
+    assert kept("always", {1, 2, 3, 4})[0] == []
+
+
 def test_an_alarm_that_lasts_is_said_once_also_over_a_kill(tmp_path: Path, parent: tuple[Path, Chat]) -> None:
     def slow(settings: Any, entries: Sequence[Mapping[str, Any]]) -> str:
         return "too slow" if len(entries) > 1 else ""
@@ -404,6 +435,10 @@ def test_an_alarm_that_lasts_is_said_once_also_over_a_kill(tmp_path: Path, paren
     run, _ = killed(tmp_path / "killed", parent, 3, more={"alarm": slow})
     said.clear()
     train(run, said.append)
-    assert len(said) == 2 and "made: too slow" not in said
+    assert [line.partition(":")[2].split()[0] for line in said] == [
+        "goes",
+        "memory:",
+        str(run.folder / "healthy-0000001"),
+    ]
     assert lines(run) == lines(straight)
     assert [entry.get("alarm") for entry in lines(run)] == [None, "too slow", None, None]

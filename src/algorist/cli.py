@@ -209,6 +209,22 @@ def show(
     shows.show(shows.Look(run, recipe, states, id_, count, stage, step), what)
 
 
+@app.command()
+def replay(
+    run: RunFolder,
+    step: Annotated[int | None, typer.Option(min=0, help="The last optimizer step taken; the journal's last.")] = None,
+) -> None:
+    """Take steps of stage 4 again from the stored rollouts, by the trainer alone, and compare them with the journal.
+
+    The exit status is 1 where a number differs.
+    Example: algorist replay runs/tiny --step 0
+    """
+    from algorist import replay as replays
+
+    if replays.replay(run, _recipe_of(run), step, typer.echo):
+        raise typer.Exit(1)
+
+
 def _recipe_of(run: Path, overrides: Sequence[str] = ()) -> Recipe:
     from algorist import recipe as recipes
     from algorist import tasks

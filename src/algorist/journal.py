@@ -103,13 +103,17 @@ class Journal:
         yield entry
         now = time.monotonic()
         metrics = {key: _number(value) for key, value in entry.values.items()}
+        spent = [value for key, value in metrics.items() if key.endswith("_seconds")]
+        if spent:
+            metrics["idle_seconds"] = now - self._last - sum(spent)
         line = {"step": index, "seconds": now - self._last, **metrics}
         assert self._file is not None, "the journal is not open"
         with explain_full_disk(self.folder / FILE):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         rate = {"tokens/s": metrics["tokens"] / line["seconds"]} if metrics.get("tokens") else {}
-        self._meter.show(index + 1, {**rate, **{key: value for key, value in metrics.items() if key != "tokens"}})
+        shown = {key: value for key, value in metrics.items() if key != "tokens" and not key.endswith("_seconds")}
+        self._meter.show(index + 1, {**rate, **shown})
         self._last = now
 
 

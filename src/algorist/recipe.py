@@ -229,6 +229,7 @@ def _built(source: _Source, address: Address, template: Any, given: Mapping[str,
     """An instance of `template`, a dataclass or an instance of one, with the values of `given` that are its keys."""
     kind = template if isinstance(template, type) else type(template)
     hints = typing.get_type_hints(kind)
+    given = _merged(getattr(kind, "presets", {}).get(str(given.get("preset")), {}), given)
     values = {}
     for item in dataclasses.fields(kind):
         here = (*address, item.name)

@@ -52,6 +52,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of a response that one policy said at one temperature."""
+
+    tokens: int  # how many
+    temperature: float
+    version: int  # of the policy: optimizer steps that it had taken
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One response to one problem, with everything needed to know where it came from."""
 
@@ -64,10 +73,11 @@ class Rollout:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 0  # the limit it was sampled under, 0 when unknown
-    finish: str = "stop"  # "stop": ended by itself; "length": cut at max_tokens
+    finish: str = "stop"  # "stop": ended by itself; "length": cut at max_tokens; "unfinished": to be gone on with
     num_tokens: int = 0  # of the response, in the sampler's own tokens; 0 when unknown
     tokens: tuple[int, ...] | None = None  # response ids, where the engine gives them
-    logprobs: tuple[float, ...] | None = None  # of `tokens`, at `temperature`
+    logprobs: tuple[float, ...] | None = None  # of `tokens`, at the temperature that each was sampled at
+    parts: tuple[Part, ...] = ()  # in RL: who said which of `tokens`; more than one where a rollout was carried over
     prompt: str = ""  # hash of the words around the problem that a teacher was asked in
     prompt_tokens: int = 0  # of the question, as the server counted them; 0 when unknown
     source: str = ""  # of a trace that came with a data set: which one

@@ -16,7 +16,7 @@ from algorist import store
 from algorist.model import checkpoints
 from algorist.model.batches import Batch, GroupBatch, PairBatch
 from algorist.model.chat import Chat
-from algorist.model.policy import Policy
+from algorist.model.policy import CriticKind, Policy
 from algorist.numerics.losses import Loss
 from algorist.recipe import Recipe
 
@@ -97,7 +97,7 @@ class Run:
     attention: str = "auto"  # the path asked for (model/probe.py)
     start: int = 0  # first step to take; not 0 when a killed run goes on
 
-    def opened(self, source: str | Path | None = None, *, with_critic: bool = False) -> Policy:
+    def opened(self, source: str | Path | None = None, *, critic: CriticKind = "none") -> Policy:
         """The policy of a folder, or of the parent, as training has it."""
         return checkpoints.open_policy(
             source or self.parent,
@@ -105,7 +105,7 @@ class Run:
             weights=self.weights,
             attention=self.attention,
             tokens=self.training.tokens_per_batch,
-            with_critic=with_critic,
+            critic=critic,
         )
 
     @property
@@ -151,6 +151,6 @@ class Stage:
     plan: Callable[[Run], Plan]
     steps: Callable[[Run, Policy], Iterator[Step]]
     loss: Callable[[Policy, Any, Any], Loss]
-    with_critic: Callable[[Any], bool] = lambda settings: False
+    critic: Callable[[Any], CriticKind] = lambda settings: "none"
     # Settings, and what the journal holds of the last steps: what is going wrong and what to do, "" where nothing is.
     alarm: Callable[[Any, Sequence[Mapping[str, Any]]], str] = lambda settings, entries: ""

@@ -12,7 +12,7 @@ from algorist.data import tasks as data
 from algorist.doctor import examine
 from algorist.errors import RecipeError, RunError
 from algorist.evals import evaluate, report
-from algorist.generate.rollouts import Speaker
+from algorist.generate.rollouts import Native, Speaker
 from algorist.model import chat as chats
 from algorist.model import checkpoints, devices
 from algorist.model.chat import Chat, load_tokenizer
@@ -150,7 +150,8 @@ def _scores(stage: str, context: Context) -> None:
     policy = checkpoints.open_policy(
         checkpoint, precision=model.precision, weights=model.weights, attention=model.attention
     )
-    speaker = Speaker(policy, _chat(context, load_tokenizer(str(checkpoint))), stage, settings.num_slots)
+    chat = _chat(context, load_tokenizer(str(checkpoint)))
+    speaker = Speaker(Native(policy, chat.stops, settings.num_slots), chat, stage)
     names = list(context.of("data", sources.Settings).benchmarks)
     with Pool.of(context.recipe) as pool:
         for name, problems in sources.read_benchmarks(context.root / "benchmarks", names).items():

@@ -7,9 +7,11 @@ weights carry the normalisation.
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,7 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
         for index, step in enumerate(stage.steps(run, policy), run.start):
             with log.step(index) as entry:
                 entry.set(**step.facts)
+                began = time.monotonic()
                 for batch in step.batches:
                     loss = stage.loss(policy, batch.to(policy.device), run.settings)
                     loss.value.backward()  # type: ignore[no-untyped-call]
@@ -62,16 +65,20 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
                 entry.set(grad_norm=norm, lr=rate)
                 entry.refuse_unless_finite()
                 optimizer.step(rate)
+                entry.set(train_seconds=time.monotonic() - began)
                 latest.append(entry.values)
                 before, wrong = wrong, stage.alarm(run.settings, tuple(latest))
-                if wrong and wrong != before:
+                if wrong and _words(wrong) != _words(before):
                     entry.set(alarm=wrong)
                     say(f"{stage.name}: {wrong}")
             save_due = save_due or (index + 1) % training.save_every == 0
             if save_due and step.may_stop and index + 1 < plan.num_steps:
                 _save(run, policy, optimizer, index + 1)
                 save_due = False
-    return _finish(run, policy, plan.num_steps)
+    card = _finish(run, policy, plan.num_steps)
+    for save in _kept_healthy(run.folder):
+        say(f"{stage.name}: {save} is from before the alarm that the stage ended with")
+    return card
 
 
 def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
@@ -79,7 +86,7 @@ def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
     saves, training = _saves(run.folder), run.training
     adapted = training.lora.rank > 0
     source = saves[-1] if saves and not adapted else run.parent
-    policy = run.opened(source, with_critic=run.stage.with_critic(run.settings))
+    policy = run.opened(source, critic=run.stage.critic(run.settings))
     if adapted:
         lora.attach(
             policy.model,
@@ -109,6 +116,11 @@ def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callab
         attention.fuse(policy.model)
 
 
+def _words(alarm: str) -> str:
+    """An alarm without its numbers: while only these change, it is the same one."""
+    return re.sub(r"\d", "", alarm)
+
+
 def _saves(folder: Path) -> list[Path]:
     """Saves of an unfinished stage, oldest first. A folder with its final name is whole."""
     return sorted(folder.glob("step-*"))
@@ -118,8 +130,27 @@ def _save(run: Run, policy: Policy, optimizer: Optimizer, step: int) -> None:
     card = Checkpoint("", run.stage.name, step)
     old = _saves(run.folder)
     checkpoints.save(run.folder / f"step-{step:07d}", policy, run.chat.tokenizer, card, optimizer)
-    for folder in old:
-        shutil.rmtree(folder)
+    _clear(run, old, step)
+
+
+def _clear(run: Run, saves: Sequence[Path], step: int) -> None:
+    """Delete saves that the one at `step` has made needless. The last from before an alarm stays until it is over."""
+    entries = journal.read(run.folder)
+
+    def healthy(step: int) -> bool:
+        return not run.stage.alarm(run.settings, tuple(entries[max(step - LOOKED_AT, 0) : step]))
+
+    old = [*_kept_healthy(run.folder), *saves]
+    sound = [] if healthy(step) else [save for save in old if healthy(int(save.name[-7:]))]
+    for save in old:
+        if sound and save == sound[-1]:
+            save.rename(save.with_name(save.name.replace("step", "healthy")))
+        else:
+            shutil.rmtree(save)
+
+
+def _kept_healthy(folder: Path) -> list[Path]:
+    return sorted(folder.glob("healthy-*"))
 
 
 def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
@@ -130,6 +161,7 @@ def _finish(run: Run, policy: Policy, num_steps: int) -> Checkpoint:
         parents.insert(0, checkpoints.card(Path(run.parent)).id)
     card = Checkpoint("", run.stage.name, num_steps, tuple(parents), tokens, seconds)
     card = checkpoints.save(run.folder / "checkpoint", policy, run.chat.tokenizer, card)
+    _clear(run, _saves(run.folder), num_steps)
     return _cleared(run.folder, card)
 
 

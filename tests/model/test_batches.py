@@ -20,6 +20,7 @@ from algorist.numerics.losses import Loss
 from algorist.records import Sample
 from algorist.stage import AnyBatch, Run
 from algorist.stages import dpo, midtrain, rlvr, sft
+from algorist.stages.learning import Objective
 from algorist.toy import words
 from model import tiny
 
@@ -33,6 +34,8 @@ CUTS: list[Cut] = [
     [[5, 3, 1, 0, 2, 4]],
     [[4, 0], [2, 5, 3, 1]],
 ]
+
+EVERY_TERM = Objective(average="token", kl=0.1, kl_estimator="k3", entropy=0.01, correction="truncate")
 
 
 def optimizer_step(
@@ -83,22 +86,28 @@ def grpo_step(cut_: Cut) -> list[GroupBatch]:
         rows = lay_out([documents[i] for i in part], total=COUNT)
         per_token = torch.cat([torch.full((lengths[i],), advantages[i]) for i in part])
         estimates = torch.cat([values[i] for i in part])
-        batches.append(GroupBatch(rows, torch.cat([old[i] for i in part]), per_token, per_token, estimates, 0.8))
+        before = torch.cat([old[i] for i in part])
+        fresh = torch.cat([torch.full((lengths[i],), i % 2 == 0) for i in part])
+        temperature = torch.cat([torch.full((lengths[i],), 0.8 + 0.1 * (i % 3), dtype=torch.float64) for i in part])
+        batches.append(
+            GroupBatch(rows, before, before - 0.1, fresh, per_token, per_token, estimates, before - 0.2, temperature)
+        )
     return batches
 
 
 @pytest.mark.parametrize("cut_", CUTS[1:], ids=["2", "3", "single", "reordered", "reordered 2"])
-@pytest.mark.parametrize("case", ["cross-entropy", "dpo", "grpo", "ppo"])
+@pytest.mark.parametrize("case", ["cross-entropy", "dpo", "grpo", "every term", "ppo"])
 def test_micro_batches_and_row_order_change_nothing(case: str, cut_: Cut) -> None:
     make, loss, settings = {
         "cross-entropy": (cross_entropy_step, midtrain.loss, None),
         "dpo": (dpo_step, dpo.loss, dpo.Settings(beta=0.3)),
         "grpo": (grpo_step, rlvr.loss, rlvr.Settings()),
+        "every term": (grpo_step, rlvr.loss, rlvr.Settings(objective=EVERY_TERM)),
         "ppo": (grpo_step, rlvr.loss, rlvr.Settings(algorithm="ppo")),
     }[case]
-    policy = tiny.policy("Phi3", with_critic=case == "ppo")
+    policy = tiny.policy("Phi3", critic="own" if case == "ppo" else "none")
     if policy.critic is not None:
-        torch.nn.init.constant_(policy.critic.weight, 0.1)
+        torch.nn.init.constant_(policy.critic.head.weight, 0.1)
     expected, slope = optimizer_step(policy, loss, make(CUTS[0]), settings)
     found, other = optimizer_step(policy, loss, make(cut_), settings)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)

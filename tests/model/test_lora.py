@@ -79,7 +79,7 @@ def test_the_beginning_is_drawn_from_its_address() -> None:
 
 
 def test_adapters_and_critic_are_trained_and_nothing_else() -> None:
-    policy = adapted(with_critic=True)
+    policy = adapted(critic="shared")
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert trained == {f"model.{name}" for name in lora.tensors(policy.model)} | {"critic.weight", "critic.bias"}
@@ -163,7 +163,7 @@ def test_a_save_on_the_way_goes_on_bit_for_bit(tmp_path: Path) -> None:
     checkpoints.save(tmp_path / "parent", parent, words.tokenizer(), Checkpoint("", "base", 0))
 
     def opened() -> tuple[Policy, Optimizer]:
-        policy = checkpoints.open_policy(tmp_path / "parent", precision="float32", with_critic=True)
+        policy = checkpoints.open_policy(tmp_path / "parent", precision="float32", critic="shared")
         lora.attach(policy.model, rank=2, alpha=8.0, targets=(), address=(1,))
         return policy, Optimizer(policy, kind="adamw", weight_decay=0.1)
 
@@ -207,7 +207,7 @@ def test_tied_weights_are_written_once(tmp_path: Path) -> None:
 def test_weights_in_bfloat16_with_float32_adapters(tmp_path: Path) -> None:
     """The frozen weights take half the memory; an adapter's part that their last bit would lose stays in the save."""
     checkpoints.save(tmp_path / "parent", tiny.policy("Phi3"), words.tokenizer(), Checkpoint("", "base", 0))
-    policy = checkpoints.open_policy(tmp_path / "parent", precision="bfloat16", weights="bfloat16", with_critic=True)
+    policy = checkpoints.open_policy(tmp_path / "parent", precision="bfloat16", weights="bfloat16", critic="shared")
     lora.attach(policy.model, rank=2, alpha=2.0, targets=(), address=(1,))
     types = {name: p.dtype for name, p in policy.named_parameters()}
     assert {dtype for name, dtype in types.items() if "lora" in name or "critic" in name} == {torch.float32}

@@ -171,7 +171,7 @@ def test_such_a_rate_does_move_nothing() -> None:
     assert moved(Policy(in_bfloat16().model.float())) > 0.9
 
 
-@pytest.mark.parametrize("policy", [tiny.policy, lambda: tiny.policy(with_critic=True)])
+@pytest.mark.parametrize("policy", [tiny.policy, lambda: tiny.policy(critic="shared")])
 def test_float32_moves_at_every_rate_of_the_recipe(policy: Callable[[], Policy]) -> None:
     require_movement(policy(), "dpo", 5e-7)
 

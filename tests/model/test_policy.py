@@ -127,32 +127,58 @@ def test_document_sums() -> None:
 
 
 def test_critic_estimates_one_value_per_token_from_what_stands_before_it() -> None:
-    policy = tiny.policy("Phi3", with_critic=True)
+    policy = tiny.policy("Phi3", critic="shared")
     assert policy.critic is not None
     row = tiny.row(7, [5, 6])
-    assert policy.values(policy.hidden(row)).tolist() == [0.0] * 11
-    torch.nn.init.normal_(policy.critic.weight)
+    assert policy.values(row).tolist() == [0.0] * 11
+    torch.nn.init.normal_(policy.critic.head.weight)
     hidden = policy.hidden(row)
-    values = policy.values(hidden)
+    values = policy.values(row, hidden)
     assert values.shape == (11,) and values.dtype == torch.float32
-    assert torch.equal(values[1:], policy.critic(hidden)[:-1, 0])
+    assert torch.equal(values[1:], policy.critic.head(hidden)[:-1, 0]) and torch.equal(values, policy.values(row))
+
+
+def test_a_critic_of_its_own_begins_as_the_policy_and_goes_its_own_way() -> None:
+    shared, own = (tiny.policy("Phi3", critic=kind) for kind in ("shared", "own"))
+    row = tiny.row(7, [5, 6])
+    for policy in (shared, own):
+        assert policy.critic is not None
+        torch.nn.init.constant_(policy.critic.head.weight, 0.1)
+    assert torch.allclose(shared.values(row), own.values(row), atol=1e-6)
+    own.values(row).sum().backward()
+    assert all(parameter.grad is None for parameter in own.model.parameters())
+    assert own.critic is not None and own.critic.trunk is not None
+    assert float(next(own.critic.trunk.layers.parameters()).grad.abs().max()) > 0
+
+
+def test_tokens_of_one_row_may_have_temperatures_of_their_own() -> None:
+    policy = tiny.policy("Phi3")
+    row = tiny.row(7, [5, 6, 9])
+    temperature = torch.ones(20, dtype=torch.float64)
+    temperature[3:8] = 0.7
+    both = [policy.scores(row, temperature=one, with_entropy=True) for one in (1.0, 0.7)]
+    found = policy.scores(row, temperature=temperature, with_entropy=True)
+    for name in ("logprobs", "entropy"):
+        plain, cool = (getattr(one, name) for one in both)
+        expected = torch.where(temperature == 0.7, cool, plain)
+        assert torch.allclose(getattr(found, name), expected, atol=1e-6) and not torch.allclose(plain, cool, atol=1e-3)
 
 
 def test_without_a_critic_there_are_no_values() -> None:
     policy = tiny.policy()
     with pytest.raises(AssertionError, match="only PPO has a critic"):
-        policy.values(policy.hidden(tiny.row(7, [3])))
+        policy.values(tiny.row(7, [3]))
 
 
 @pytest.mark.parametrize("kind", ["Phi3", "Qwen3"])
 def test_bfloat16_products_stay_near_float32(kind: str) -> None:
-    exact, rough = tiny.policy(kind), tiny.policy(kind, precision="bfloat16", with_critic=True)
+    exact, rough = tiny.policy(kind), tiny.policy(kind, precision="bfloat16", critic="shared")
     row = tiny.row(8, LENGTHS)
     rough.logprobs(row).mul(row.weights).sum().backward()
     assert all(p.dtype == torch.float32 for p in rough.parameters())
     with torch.no_grad():
         found, expected = rough.logprobs(row), exact.logprobs(row)
-        assert rough.values(rough.hidden(row)).dtype == torch.float32
+        assert rough.values(row).dtype == torch.float32
     assert found.dtype == torch.float32
     gap = (found - expected).abs().mean()
     assert 0 < float(gap) < 0.15, "bfloat16 was not used, or is far off"
@@ -184,11 +210,11 @@ def test_optimizer_state_goes_on_identically(kind: str) -> None:
 
 
 def test_muon_takes_the_matrices_of_the_trunk_and_nothing_else() -> None:
-    policy = tiny.policy("Phi3", with_critic=True)
+    policy = tiny.policy("Phi3", critic="shared")
     optimizer = Optimizer(policy, kind="muon", weight_decay=0.0)
     row = tiny.row(1, LENGTHS)
     hidden = policy.hidden(row)
-    (policy.values(hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
+    (policy.values(row, hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
     optimizer.step(1e-3)
     by_muon = {address.rpartition("/")[0] for address in optimizer.state() if address.endswith("momentum_buffer")}
     assert by_muon == {n for n, p in policy.named_parameters() if p.ndim == 2 and ".layers." in n}
@@ -216,16 +242,18 @@ def test_checkpoint_opens_bit_for_bit(tmp_path: Path, kind: str, tied: bool) -> 
 
 
 def test_checkpoint_with_critic_and_optimizer(tmp_path: Path) -> None:
-    policy = tiny.policy("Phi3", with_critic=True)
+    policy = tiny.policy("Phi3", critic="shared")
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
     row = tiny.row(1, LENGTHS)
     hidden = policy.hidden(row)
-    (policy.values(hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
+    (policy.values(row, hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
     optimizer.step(1e-3)
     checkpoints.save(tmp_path / "c", policy, words.tokenizer(), Checkpoint("", "rlvr", 1), optimizer)
-    opened = checkpoints.open_policy(tmp_path / "c", precision="float32", with_critic=True)
+    opened = checkpoints.open_policy(tmp_path / "c", precision="float32", critic="shared")
     assert opened.critic is not None and policy.critic is not None
-    assert torch.equal(opened.critic.weight, policy.critic.weight) and opened.critic.weight.abs().max() > 0
+    assert (
+        torch.equal(opened.critic.head.weight, policy.critic.head.weight) and opened.critic.head.weight.abs().max() > 0
+    )
     again = Optimizer(opened, kind="adamw", weight_decay=0.0)
     assert checkpoints.resume(tmp_path / "c", opened, again) == 1
     assert {n: v.tolist() for n, v in again.state().items()} == {n: v.tolist() for n, v in optimizer.state().items()}

@@ -53,7 +53,7 @@ def test_every_kind_gives_the_same_numbers_bit_for_bit(family: str, precision: s
 def test_the_gradient_of_a_critic_too() -> None:
     row, found = tiny.row(1, LENGTHS), []
     for kind in KINDS:
-        policy = Policy(made(kind).model, with_critic=True)
+        policy = Policy(made(kind).model, critic="shared")
         hidden = policy.hidden(row)
         (policy.values(hidden).square().sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
         found.append(tiny.gradient(policy))

@@ -46,6 +46,8 @@ CASES = [
         {"clip_low": 0.2, "clip_high": 0.28},
         "logprobs",
     ),
+    ("clipped_policy_loss", "logprobs old_logprobs advantages weights", {"dual_clip": 1.5}, "logprobs"),
+    ("entropy_bonus", "entropy weights", {}, "entropy"),
     ("value_loss", "values returns weights old_values", {"clip": 0.5}, "values"),
 ]
 
@@ -56,10 +58,15 @@ def test_value_and_metrics_equal_the_twin(
     name: str, tensors: str, knobs: dict[str, float], trained: str, seed: int
 ) -> None:
     inputs = numbers(seed, tensors, 40)
-    found: Loss = getattr(losses, name)(**inputs, **knobs)
     expected = getattr(twins, name)(**{key: value.tolist() for key, value in inputs.items()}, **knobs)
+    for key in trained.split():
+        inputs[key].requires_grad_()
+    found: Loss = getattr(losses, name)(**inputs, **knobs)
     assert {key: float(value) for key, value in found.metrics.items()} == pytest.approx(expected, rel=1e-12, abs=1e-15)
-    assert float(found.value) == pytest.approx(expected.get("loss", expected.get("value_loss")), rel=1e-12)
+    value = (
+        -expected["entropy_bonus"] if "entropy_bonus" in expected else expected.get("loss", expected.get("value_loss"))
+    )
+    assert found.value.item() == pytest.approx(value, rel=1e-12)
     assert not any(metric.requires_grad for metric in found.metrics.values())
 
 
@@ -88,6 +95,7 @@ def test_the_clipping_cases_are_all_met() -> None:
     spoken = inputs["weights"] > 0
     for sign, beyond in ((1, ratio > 1.28), (-1, ratio < 0.8), (1, ratio < 0.8), (-1, ratio > 1.28)):
         assert (spoken & beyond & (sign * inputs["advantages"] > 0)).any()
+    assert (spoken & (ratio > 1.5) & (inputs["advantages"] < 0)).any()
 
 
 def test_clipped_tokens_give_no_gradient_and_the_others_do() -> None:
@@ -97,6 +105,58 @@ def test_clipped_tokens_give_no_gradient_and_the_others_do() -> None:
     losses.clipped_policy_loss(new, old, advantages, torch.ones(4)).value.backward()
     assert new.grad is not None
     assert new.grad.tolist() == pytest.approx([0.0, 0.0, 2.0, -0.5])
+
+
+def test_a_dual_clip_ends_what_one_token_can_lose() -> None:
+    old = torch.zeros(3)
+    new = torch.tensor([100.0, 100.0, 2.0]).log().requires_grad_()
+    advantages = torch.tensor([-1.0, 1.0, -1.0])  # far out and pushed back; far out and clipped as ever; not yet so far
+    found = losses.clipped_policy_loss(new, old, advantages, torch.ones(3), dual_clip=3.0)
+    found.value.backward()
+    assert found.value.item() == pytest.approx(3.0 - 1.2 + 2.0)
+    assert new.grad is not None and new.grad.tolist() == pytest.approx([0.0, 0.0, 2.0])
+    assert float(found.metrics["clipped"]) == 2.0
+
+
+def test_the_ratio_tail_is_the_weight_beyond_half_and_double() -> None:
+    ratios = torch.tensor([0.4, 0.6, 1.0, 1.9, 2.1])
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])
+    found = losses.clipped_policy_loss(ratios.log(), torch.zeros(5), torch.ones(5), weights)
+    assert float(found.metrics["ratio_tail"]) == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize("centre", [0.0, 5.0])
+def test_on_policy_the_gradient_is_that_of_the_policy_gradient_theorem(centre: float) -> None:
+    """Every token of a small vocabulary, weighted by how often it is drawn: the gradient of the expected reward.
+
+    Whatever constant stands beside the reward (a baseline), clipping and the dual clip included: the ratio is 1.
+    """
+    logits = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rewards = torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0, -3.0], dtype=torch.float64)
+    logprobs = logits.log_softmax(0)
+    often = logprobs.detach().exp()
+    found = losses.clipped_policy_loss(logprobs, logprobs.detach(), rewards - centre, often, dual_clip=3.0)
+    (ours,) = torch.autograd.grad(found.value, logits, retain_graph=True)
+    (theorem,) = torch.autograd.grad(-(logits.softmax(0) * rewards).sum(), logits)
+    assert ours.tolist() == pytest.approx(theorem.tolist(), rel=1e-12, abs=1e-15)
+    assert all(float(found.metrics[name]) == 0.0 for name in ("clipped", "ratio_tail", "kl"))
+
+
+def test_the_entropy_bonus_leads_to_the_uniform_distribution() -> None:
+    logits = torch.tensor([3.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    probabilities = logits.softmax(0)
+    entropy = -(probabilities * probabilities.log()).sum()
+    losses.entropy_bonus(entropy[None], torch.ones(1)).value.backward()
+    assert logits.grad is not None
+    closed = probabilities * (probabilities.log() + entropy)  # of -H, by hand
+    assert logits.grad.tolist() == pytest.approx(closed.tolist())
+    assert logits.grad[0] > 0  # a step against it makes the likeliest token less likely
+
+
+def test_a_critic_without_bound_is_plain_least_squares() -> None:
+    values, returns, old = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 1.0]), torch.tensor([-9.0, 9.0])
+    found = losses.value_loss(values, returns, torch.full((2,), 0.5), old_values=old, clip=math.inf)
+    assert float(found.value) == pytest.approx((4 + 9) / 4)
 
 
 @pytest.mark.parametrize(

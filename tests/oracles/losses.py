@@ -103,21 +103,33 @@ def clipped_policy_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    dual_clip: float = math.inf,
 ) -> dict[str, float]:
-    found = dict.fromkeys(("loss", "clipped", "kl"), 0.0)
+    found = dict.fromkeys(("loss", "clipped", "ratio_tail", "kl"), 0.0)
     for t in range(len(logprobs)):
         ratio, advantage = math.exp(logprobs[t]) / math.exp(old_logprobs[t]), advantages[t]
-        # In words: a gain counts up to the upper bound, a loss counts at least as much as at the lower one.
+        # In words: a gain counts up to the upper bound; a loss counts at least as much as at the lower one, and at
+        # most as much as at the dual one.
         if advantage > 0 and ratio > 1 + clip_high:
             term, clipped = (1 + clip_high) * advantage, True
         elif advantage < 0 and ratio < 1 - clip_low:
             term, clipped = (1 - clip_low) * advantage, True
+        elif advantage < 0 and ratio > dual_clip:
+            term, clipped = dual_clip * advantage, True
         else:
             term, clipped = ratio * advantage, False
         found["loss"] -= weights[t] * term
         found["clipped"] += weights[t] if clipped else 0.0
+        found["ratio_tail"] += weights[t] if ratio > 2 or ratio < 0.5 else 0.0
         found["kl"] += weights[t] * (ratio - 1 - math.log(ratio))
     return found
+
+
+def entropy_bonus(entropy: Numbers, weights: Numbers) -> dict[str, float]:
+    total = 0.0
+    for t in range(len(entropy)):
+        total += weights[t] * entropy[t]
+    return {"entropy_bonus": total}
 
 
 def value_loss(

@@ -24,16 +24,23 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One response wanted. The same key gives the same response whatever is sampled beside it, up to rounding."""
+    """One response wanted. The same key gives the same response whatever is sampled beside it, up to rounding.
+
+    A response that was begun by another policy, or at another temperature, goes on where it was left: token t of it is
+    drawn with random number t of the key in either case.
+    """
 
     prompt: tuple[int, ...]
     key: int  # numerics/address.py
+    said: tuple[int, ...] = ()  # tokens of the response that were sampled before
+    logprobs: tuple[float, ...] = ()  # of `said`, at the temperatures that they were sampled at
+    max_tokens: int = 0  # of the response, what was said before included; 0: the sampling's
 
 
 @dataclass(frozen=True)
 class Response:
     """One response as token ids, the end-of-turn token included where it ended by itself."""
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...]  # with what had been said before
     logprobs: tuple[float, ...]  # of `tokens` at the sampling temperature, before top_p
-    finish: str  # "stop" or "length"
+    finish: str  # "stop", "length" or "unfinished": given up, to be gone on with

@@ -12,7 +12,7 @@ micro-batches cannot change them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -57,19 +57,21 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Sampled responses, with what the policy that sampled them thought of each token."""
+    """Sampled responses, with what the policies that sampled them thought of each token."""
 
-    rows: Batch  # weights: 1 / (responses of the step * own length) on response tokens
-    old_logprobs: Tensor  # (T,) float32, at `temperature`; 0 outside responses
+    rows: Batch  # weights carry the average over responses or tokens of the step; 0 outside responses
+    old_logprobs: Tensor  # (T,) float32, before the step, at `temperature`; 0 outside responses
+    sampled_logprobs: Tensor  # (T,) float32, as the sampler gave them
+    fresh: Tensor  # (T,) bool: the old log-probability is that of the loss itself, and `old_logprobs` is not looked at
     advantages: Tensor  # (T,) float32
     returns: Tensor  # (T,) float32, the critic's target; 0 without a critic
     old_values: Tensor  # (T,) float32; 0 without a critic
-    temperature: float  # at which the responses were sampled, and at which log-probabilities are taken
+    ref_logprobs: Tensor  # (T,) float32, under the reference of the KL term; 0 without one
+    temperature: Tensor  # (T,) float64, at which each token was sampled and log-probabilities are taken; 1 elsewhere
 
     def to(self, device: torch.device) -> GroupBatch:
         """The same batch on another device."""
-        names = ("rows", "old_logprobs", "advantages", "returns", "old_values")
-        return replace(self, **{k: getattr(self, k).to(device) for k in names})
+        return GroupBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 @dataclass(frozen=True)

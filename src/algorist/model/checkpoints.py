@@ -23,7 +23,7 @@ from algorist import store
 from algorist.errors import RecipeError, explain_full_disk
 from algorist.model import chat, devices, longrope, lora, probe, selfcheck
 from algorist.model.optimizers import Optimizer
-from algorist.model.policy import Policy
+from algorist.model.policy import CriticKind, Policy
 from algorist.records import CARD, Checkpoint
 
 transformers.utils.logging.disable_progress_bar()  # its bars for reading and writing weights cut through ours
@@ -40,7 +40,7 @@ def open_policy(
     rope: Literal["long", "short"] = "long",
     attention: str = "auto",
     tokens: int = 16_384,
-    with_critic: bool = False,
+    critic: CriticKind = "none",
 ) -> Policy:
     """The policy of a local folder or a hub name, on the default device.
 
@@ -53,7 +53,7 @@ def open_policy(
         rope         "long" or "short": which factors a model with LongRoPE gets for all lengths (model/longrope.py)
         attention    "auto", or a path of model/kernels.py (model/probe.py)
         tokens       of the rows that it will see, for which the fastest path is sought
-        with_critic  whether there is a critic beside the model, the saved one where there is one
+        critic       whether there is a critic beside the model and of which kind; the saved one where there is one
 
     Raises:
         RecipeError where no model can be loaded from there, the loaded one computes something else here, or the path
@@ -77,7 +77,7 @@ def open_policy(
             parameter.data = parameter.data.to(held)
     shape = probe.Shape.of(model.config, tokens)
     path = probe.choose(shape, devices.default(), getattr(torch, precision), path=attention).name
-    policy = Policy(model, precision=precision, with_critic=with_critic, path=path)
+    policy = Policy(model, precision=precision, critic=critic, path=path)
     _load_critic(policy, Path(source))
     return policy.to(devices.default())
 

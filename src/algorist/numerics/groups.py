@@ -33,8 +33,27 @@ def length_spread(lengths: Sequence[int]) -> float:
     return float(values.std() / values.mean()) if values.mean() > 0 else 0.0
 
 
+def idle_share(lengths: Sequence[int]) -> float:
+    """Share of the slots' time that a group wastes when it is decoded side by side until its longest is done.
+
+        1 - mean / max
+
+    Returns 0 for no lengths.
+
+    >>> idle_share([10, 10, 40])
+    0.5
+    """
+    longest = max(lengths, default=0)
+    return float(1 - np.mean(lengths) / longest) if longest else 0.0
+
+
 def select(
-    right: Sequence[bool], rng: np.random.Generator, *, balance: bool = True, max_accuracy: float = 0.5
+    right: Sequence[bool],
+    rng: np.random.Generator,
+    *,
+    balance: bool = True,
+    max_accuracy: float = 0.5,
+    keep_flat: bool = False,
 ) -> Selection:
     """Keep all right responses and equally many wrong ones drawn at random; drop prompts that are too easy.
 
@@ -43,6 +62,7 @@ def select(
         rng           draws which of the more common kind stay
         balance       False keeps every response of a kept prompt
         max_accuracy  prompts with a larger share of right responses are dropped
+        keep_flat     keep groups that are all right or all wrong too: their advantages are 0, and they count
 
     Returns:
         A Selection. Where the threshold is above 1/2 and right responses are the more common, they are the ones
@@ -55,13 +75,13 @@ def select(
     """
     good = [i for i, r in enumerate(right) if r]
     bad = [i for i, r in enumerate(right) if not r]
-    if not good:
+    if not good and not (keep_flat and bad):
         return Selection((), "none right")
     if len(good) > max_accuracy * len(right):
         return Selection((), "too easy")
-    if not bad:
+    if not bad and not keep_flat:
         return Selection((), "none wrong")
-    if not balance:
+    if not balance or not good or not bad:
         return Selection(tuple(range(len(right))), "kept")
     size = min(len(good), len(bad))
     drawn = [rng.choice(kind, size, replace=False) if len(kind) > size else np.asarray(kind) for kind in (good, bad)]

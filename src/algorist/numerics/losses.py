@@ -4,6 +4,7 @@ No loss divides. `weights` carries the whole normalisation of an optimizer step 
 cutting the step into micro-batches cannot change what is optimised. Metrics are weighted sums too: they add up.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -148,24 +149,33 @@ def clipped_policy_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    dual_clip: float = math.inf,
 ) -> Loss:
     """Clipped policy-gradient surrogate of PPO and GRPO, as a weighted sum over tokens.
 
         ratio = exp(logprobs - old_logprobs)
-        loss  = - sum_t  weights_t * min(ratio_t * A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) * A_t)
+        gain  = min(ratio_t * A_t, clip(ratio_t, 1 - clip_low, 1 + clip_high) * A_t)
+        loss  = - sum_t  weights_t * (gain_t where A_t >= 0, max(gain_t, dual_clip * A_t) elsewhere)
+
+    The weights say whose mean it is (sum over the tokens of responses i of a step): GRPO 1 / (responses * |o_i|),
+    DAPO 1 / (all tokens), Dr. GRPO 1 / (responses * max_tokens).
 
     Args (T tokens; all float32):
         logprobs      (T,)  under the policy in training, at the sampling temperature; carries the gradient
-        old_logprobs  (T,)  of the same tokens when they were sampled, at the same temperature
+        old_logprobs  (T,)  of the same tokens when they were sampled, at the same temperature. Strictly on policy
+                            logprobs.detach() will do: the gradient is then that of -sum weights * A * logprobs
         advantages    (T,)  one value repeated along a response for GRPO, one per token for PPO
-        weights       (T,)  0 outside responses; for GRPO 1 / (responses of the step * own length)
+        weights       (T,)  0 outside responses
+        dual_clip     the ratio beyond which a token with negative advantage gives no gradient, above 1; 3 in its source
 
     Returns:
-        Loss with metrics "loss", "clipped" (weighted share of tokens whose ratio is clipped) and "kl" (the k3
-        estimate of KL(old || new), in nats per token).
+        Loss with metrics "loss", "clipped" (weighted share of tokens whose ratio is clipped, on either side),
+        "ratio_tail" (weighted share of tokens whose ratio has left [1/2, 2]) and "kl" (the k3 estimate of
+        KL(old || new), in nats per token).
 
-    Source: Schulman et al. 2017, eq. 7; the length mean is GRPO's (Shao et al. 2024, eq. 3), the separate upper
-    bound DAPO's (Yu et al. 2025, eq. 8).
+    Source: Schulman et al. 2017, eq. 7; the length mean is GRPO's (Shao et al. 2024, eq. 3), the separate upper bound
+    and the token mean DAPO's (Yu et al. 2025, eq. 8), the constant length Dr. GRPO's (Liu et al. 2025, arXiv
+    2503.20783), the dual clip that of Ye et al. 2020 (arXiv 1912.09729, eq. 5).
 
     >>> old, new, one = torch.zeros(1), torch.full((1,), 2.0).log(), torch.ones(1)
     >>> clipped_policy_loss(new, old, one, one).value             # the ratio 2 is clipped to 1.2
@@ -175,13 +185,42 @@ def clipped_policy_loss(
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, bounded * advantages)
+    clipped = bounded * advantages < ratio * advantages
+    if dual_clip < math.inf:
+        clipped = clipped | ((advantages < 0) & (ratio > dual_clip))
+        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
     value = -(weights * surrogate).sum()
     metrics = {
         "loss": value,
-        "clipped": (weights * (bounded * advantages < ratio * advantages)).sum(),
+        "clipped": (weights * clipped).sum(),
+        "ratio_tail": (weights * (log_ratio.abs() > math.log(2))).sum(),
         "kl": (weights * (ratio - 1 - log_ratio)).sum(),
     }
     return Loss(value, {name: metric.detach() for name, metric in metrics.items()})
+
+
+def entropy_bonus(entropy: Tensor, weights: Tensor) -> Loss:
+    """Entropy as a term of the loss, a weighted sum over tokens; the caller multiplies it by the coefficient.
+
+        value = - sum_t  weights_t * entropy_t
+
+    Adding it to a loss keeps the policy from growing sure of itself: the value falls as entropy rises.
+
+    Args (T tokens; float32):
+        entropy  (T,)  of what each token was drawn from, under the policy in training, nats; carries the gradient
+        weights  (T,)  as in `clipped_policy_loss`
+
+    Returns:
+        Loss with metric "entropy_bonus": the weighted sum of entropy, nats per token.
+
+    Source: Williams and Peng 1991; Schulman et al. 2017, eq. 9. The gradient is that of the entropy at the tokens'
+    places, not of their being reached.
+
+    >>> entropy_bonus(torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5])).value
+    tensor(-2.)
+    """
+    total = (weights * entropy).sum()
+    return Loss(-total, {"entropy_bonus": total.detach()})
 
 
 def value_loss(values: Tensor, returns: Tensor, weights: Tensor, *, old_values: Tensor, clip: float) -> Loss:
@@ -195,7 +234,7 @@ def value_loss(values: Tensor, returns: Tensor, weights: Tensor, *, old_values: 
         returns     (T,)  advantage plus old value
         weights     (T,)  as in `clipped_policy_loss`
         old_values  (T,)  of the critic when the rollout was sampled
-        clip        how far a value may move before its gradient stops, in units of reward
+        clip        how far a value may move before its gradient stops, in units of reward; math.inf for no bound
 
     Source: Schulman et al. 2016 (GAE) for the target; the clipping is that of the PPO reference implementation.
 

@@ -1,28 +1,29 @@
-"""How stage 4 fills an optimizer step: sample groups, verify them, sample hard prompts again, keep and balance.
+"""The groups of a generation: all judged responses to each prompt, and which of them are learned from.
 
-Prompts come in an order of their own for each generation. Where too few groups survive, the next prompts are
-sampled, a limited number of times: a step may then learn from fewer groups than asked for, and the journal says so.
+Groups are always read from what stands on disk, whether it was sampled a moment ago, before a kill, or last month:
+training on a stored generation again sees the same numbers. What was sampled and not selected stays there too, and
+`selection` says why.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from algorist import store
 from algorist.errors import RunError
-from algorist.generate.rollouts import Speaker, rollouts
-from algorist.generate.sampling import Sampling
-from algorist.model.policy import Policy
 from algorist.numerics.address import rng
-from algorist.numerics.groups import Selection, select, wants_more
+from algorist.numerics.groups import Selection, idle_share, length_spread, select
 from algorist.records import Problem, Rollout, Verdict
 from algorist.stage import Run
-from algorist.verify.pool import Pool
+
+_BOX = re.compile(r"\\boxed\{[^}]*\}")
+_WORDS = 5  # before the answer; fewer are no reasoning
 
 
 @dataclass(frozen=True)
@@ -36,94 +37,114 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Samples and verifies groups for one generation."""
+class Generation:
+    """What one round of sampling brought."""
 
-    run: Run
-    policy: Policy
-    pool: Pool
-    sampling: Sampling
-    generation: int
+    groups: tuple[Group, ...]  # of complete prompts, in the order in which they were asked
+    heard: tuple[tuple[Rollout, Verdict], ...]  # finished rollouts of these prompts, unjudged ones too
+    carried: tuple[Rollout, ...]  # of prompts that were left in the middle, for the next generation
 
-    def fill(self, problems: Sequence[Problem]) -> tuple[list[Group], dict[str, float]]:
-        """Up to `batch_size` groups to learn from, and the facts of this generation for the journal.
-
-        Every rollout that was sampled is stored in the stage's folder with its verdict, selected or not.
-        """
-        started = time.monotonic()
-        settings, size = self.run.settings, self.run.training.batch_size
-        order = rng(self.run.seed, "rlvr", "prompts", self.generation).permutation(len(problems))
-        groups: list[Group] = []
-        kept: list[Group] = []
-        heard: list[tuple[Rollout, Verdict]] = []
-        begun = 0
-        for _ in range(1 + settings.refills):
-            chosen = [problems[i] for i in order[begun : begun + size - len(kept)]]
-            begun += len(chosen)
-            if not chosen:
-                break
-            sampled = self._groups(chosen, heard)
-            groups += sampled
-            kept += [group for group in sampled if group.selection.kept]
-            if len(kept) >= size:
-                break
-        store.write_shard(self.run.folder / "rollouts", self.generation, Rollout, [said for said, _ in heard])
-        store.write_shard(self.run.folder / "verdicts", self.generation, Verdict, [verdict for _, verdict in heard])
-        unjudged = sum(verdict.right is None for _, verdict in heard)
-        return kept, {**_facts(groups, unjudged), "sample_seconds": time.monotonic() - started}
-
-    def _groups(self, problems: Sequence[Problem], heard: list[tuple[Rollout, Verdict]]) -> list[Group]:
-        """A group for each problem, sampled again while it has too few right responses; `heard` gets all of them."""
-        settings = self.run.settings
-        found: dict[str, tuple[list[Rollout], list[bool]]] = {problem.id: ([], []) for problem in problems}
-        golds = {problem.id: problem.answer for problem in problems}
-        sampled = 0
-        asking = list(problems)
-        while asking and sampled < settings.oversample:
-            more = range(sampled, min(sampled + settings.group_size, settings.oversample))
-            fresh = rollouts(
-                Speaker(self.policy, self.run.chat, f"rlvr/{self.generation}", settings.num_slots),
-                [(problem, index) for problem in asking for index in more],
-                self.sampling,
-                address=(self.run.seed, "rlvr", self.generation),
-            )
-            for rollout, verdict in zip(fresh, self.pool.verdicts(fresh, golds), strict=True):
-                heard.append((rollout, verdict))
-                if verdict.right is None:
-                    continue
-                found[rollout.problem_id][0].append(rollout)
-                found[rollout.problem_id][1].append(verdict.right)
-            sampled = more.stop
-            asking = [
-                problem
-                for problem in asking
-                if wants_more(found[problem.id][1], enough_right=settings.enough_right, most=settings.oversample)
-            ]
-        return [self._group(problem, *found[problem.id]) for problem in problems]
-
-    def _group(self, problem: Problem, sampled: Sequence[Rollout], right: Sequence[bool]) -> Group:
-        settings = self.run.settings
-        generator = rng(self.run.seed, "rlvr", "balance", self.generation, problem.id)
-        chosen = select(right, generator, balance=settings.balance, max_accuracy=settings.max_prompt_accuracy)
-        return Group(problem, tuple(sampled), tuple(right), chosen)
+    @property
+    def kept(self) -> list[Group]:
+        """The groups that are learned from."""
+        return [group for group in self.groups if group.selection.kept]
 
 
-def _facts(groups: Sequence[Group], unjudged: int) -> dict[str, float]:
-    sampled = [rollout for group in groups for rollout in group.rollouts]
-    if not sampled:
+def write(run: Run, generation: int, heard: Sequence[tuple[Rollout, Verdict]], carried: Sequence[Rollout]) -> None:
+    """Store a generation. The verdicts come last: a generation without them is not there."""
+    store.write_shard(run.folder / "carried", generation, Rollout, carried)
+    store.write_shard(run.folder / "rollouts", generation, Rollout, [said for said, _ in heard])
+    store.write_shard(run.folder / "verdicts", generation, Verdict, [verdict for _, verdict in heard])
+
+
+def stored(run: Run, generation: int) -> bool:
+    """Whether a generation is on disk."""
+    return _shard(run, "verdicts", generation).exists()
+
+
+def read(run: Run, generation: int, problems: Mapping[str, Problem]) -> Generation:
+    """A generation from disk; `problems` by id."""
+    said = store.read_shard(_shard(run, "rollouts", generation), Rollout)
+    verdicts = store.read_shard(_shard(run, "verdicts", generation), Verdict)
+    heard = tuple(zip(said, verdicts, strict=True))
+    judged: dict[str, list[tuple[Rollout, bool]]] = defaultdict(list)
+    for rollout, verdict in heard:
+        judged[rollout.problem_id] += [(rollout, verdict.right)] if verdict.right is not None else []
+    groups = tuple(group(run, generation, problems[one], found) for one, found in judged.items())
+    return Generation(groups, heard, tuple(carried(run, generation)))
+
+
+def carried(run: Run, generation: int) -> list[Rollout]:
+    """Rollouts that a generation left to the next, none before the first."""
+    return store.read_shard(_shard(run, "carried", generation), Rollout) if generation >= 0 else []
+
+
+def group(run: Run, generation: int, problem: Problem, judged: Sequence[tuple[Rollout, bool]]) -> Group:
+    """The group of one prompt. Which responses stay is drawn by generation and prompt."""
+    settings = run.settings
+    right = tuple(verdict for _, verdict in judged)
+    chosen = select(
+        right,
+        rng(run.seed, "rlvr", "balance", generation, problem.id),
+        balance=settings.balance,
+        max_accuracy=settings.max_prompt_accuracy,
+        keep_flat=settings.objective.keep_flat,
+    )
+    return Group(problem, tuple(rollout for rollout, _ in judged), right, chosen)
+
+
+def facts(generation: Generation) -> dict[str, float]:
+    """What the journal is told of a generation: all of it follows from what is on disk.
+
+    Raises RunError where not one response could be judged.
+    """
+    groups, sampled = generation.groups, [rollout for rollout, _ in generation.heard]
+    judged = [(rollout, right) for one in groups for rollout, right in zip(one.rollouts, one.right, strict=True)]
+    if not judged:
         raise RunError("rlvr: none of the sampled responses could be judged. Look at the verdicts and mend [verify].")
-    reasons = Counter(group.selection.reason for group in groups)
+    reasons = Counter(one.selection.reason for one in groups)
     lengths = [rollout.num_tokens for rollout in sampled]
+    by_verdict = {right: [rollout.num_tokens for rollout, found in judged if found is right] for right in (True, False)}
+    of_groups = [[rollout.num_tokens for rollout in one.rollouts] for one in groups if one.rollouts]
+    learned = sum(len(one.selection.kept) for one in groups)
     return {
-        "accuracy": float(np.mean([right for group in groups for right in group.right])),
+        "accuracy": float(np.mean([right for _, right in judged])),
         "groups": reasons["kept"],
         "too_easy": reasons["too easy"],
         "none_right": reasons["none right"],
         "none_wrong": reasons["none wrong"],
         "sampled": len(sampled),
-        "learned_from": sum(len(group.selection.kept) for group in groups),
-        "unjudged": unjudged,
+        "learned_from": learned,
+        "wasted": 1 - learned / len(sampled),
+        "unjudged": len(sampled) - len(judged),
+        "carried": len(generation.carried),
         "response_len": float(np.mean(lengths)),
+        "right_len": _mean(by_verdict[True]),
+        "wrong_len": _mean(by_verdict[False]),
+        "length_spread": float(np.mean([length_spread(one) for one in of_groups])),
+        "idle_share": float(np.mean([idle_share(one) for one in of_groups])),
         "ended": float(np.mean([rollout.finish == "stop" for rollout in sampled])),
+        "answered": float(np.mean([bool(verdict.extracted) for _, verdict in generation.heard])),
+        "several_boxes": _share(judged, lambda text: len(set(_BOX.findall(text))) > 1),
+        "bare": _share(judged, lambda text: len(text.partition("\\boxed")[0].split()) < _WORDS),
         "sampled_tokens": sum(lengths),
     }
+
+
+def by_sample(rollouts: Collection[Rollout]) -> dict[tuple[str, int], Rollout]:
+    """Rollouts by problem id and sample index."""
+    return {(rollout.problem_id, rollout.index): rollout for rollout in rollouts}
+
+
+def _share(judged: Sequence[tuple[Rollout, bool]], trick: Callable[[str], bool]) -> float:
+    """Of the right responses, those that look like a trick."""
+    good = [trick(rollout.text) for rollout, right in judged if right]
+    return float(np.mean(good)) if good else 0.0
+
+
+def _mean(lengths: Sequence[int]) -> float:
+    return float(np.mean(lengths)) if lengths else 0.0
+
+
+def _shard(run: Run, name: str, generation: int) -> Path:
+    return run.folder / name / f"{generation:05d}.parquet"

@@ -3,52 +3,48 @@
 Sample a group of responses to each prompt, verify them (+1 right, -1 wrong), turn rewards into advantages, and take
 an optimizer step or a few on what was sampled. Against the instability of small models the paper adds:
 
-1. Prompt optimization: before training, the stage-3 model samples every candidate prompt, and only prompts whose
-   responses have uniform length are kept. Measure and threshold are not printed; ours is the coefficient of
-   variation over all rounds.
+1. Prompt optimization: only prompts whose responses have uniform length are trained on. (stages/prompts.py)
 2. Reward rebalancing: hard prompts are sampled again until enough responses are right; all right and equally many
    wrong responses, drawn at random, are learned from, so that every GRPO advantage is +1 or -1; prompts with more
-   than half right are dropped. (stages/groups.py)
+   than half right are dropped. (stages/sampler.py, numerics/groups.py)
 3. Temperature annealing: 1.0 to 0.6 over the first half of the steps, then fixed. Log-probabilities are always
-   taken at the temperature a response was sampled at.
+   taken at the temperature a token was sampled at.
 
-Responses that could not be judged leave their group and are counted; they are never called wrong.
+Every rollout is stored with its verdict before anything is learned from it, and learning reads what is stored: a
+generation that stands on disk is not sampled again, and can be learned from again. Responses that could not be judged
+leave their group and are counted; they are never called wrong.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from algorist import store
-from algorist.errors import RunError
-from algorist.evals.evaluate import ask
+from algorist.generate import rollouts
 from algorist.generate.rollouts import Speaker
 from algorist.generate.sampling import Sampling
-from algorist.model.batches import Batch, Document, GroupBatch, cut, lay_out
-from algorist.model.policy import Policy
+from algorist.model.batches import GroupBatch
+from algorist.model.policy import CriticKind, Policy
 from algorist.numerics import losses, schedules
-from algorist.numerics.address import rng
-from algorist.numerics.advantages import gae, group_relative
-from algorist.numerics.groups import length_spread
+from algorist.numerics.divergence import kl_penalty
+from algorist.numerics.importance import correction
 from algorist.numerics.losses import Loss
-from algorist.records import Problem, Question, Rollout, Verdict
+from algorist.records import Problem
 from algorist.stage import Plan, Run, Stage, Step, Training
-from algorist.stages.groups import Group, Sampler
+from algorist.stages import groups, health
+from algorist.stages.health import Health
+from algorist.stages.learning import Objective, optimizer_steps
+from algorist.stages.prompts import Deck, Prompts, curate
+from algorist.stages.sampler import Clock, Sampler
+from algorist.stages.shaping import Reward
+from algorist.stages.watch import Watch
 from algorist.verify.pool import Pool
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What a verdict is worth."""
-
-    right: float = 1.0
-    wrong: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -64,93 +60,89 @@ class Annealing:
 class Critic:
     """PPO's own keys; GRPO reads none of them."""
 
+    trunk: Literal["own", "shared"] = "own"  # a copy of the stage-3 model, or a head on the policy itself
     gamma: float = 1.0  # discount per token
     lam: float = 1.0  # of GAE: 1 is the plain return, 0 one-step bootstrapping
     weight: float = 0.5  # of the value loss beside the policy loss
     clip: float = 0.2  # how far a value may move from its old one, in units of reward
+    warmup: int = 0  # generations in which only the critic learns
+    whiten: bool = False  # advantages of a step get mean 0 and deviation 1
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Remedy 1: which prompts are trained on, measured by sampling them with the stage-3 model."""
+class Engine:
+    """Who samples."""
 
-    candidates: int = 10_000  # problems sampled, drawn at random
-    rounds: int = 2
-    samples: int = 4  # per round
-    max_length_spread: float = 0.25  # coefficient of variation of a prompt's response lengths; the paper's bad example
-    max_accuracy: float = 0.75  # prompts that are this easy already would only be dropped later
+    kind: Literal["native", "vllm"] = "native"  # docs/engines.md
+    num_slots: int = 128  # sequences decoded together
+    memory: float = 0.5  # share of the GPU's memory that vLLM may take while it samples
+    issue: float = 1.0  # prompts asked per prompt needed; above 1 the slowest are cut and go on in the next generation
+
+    def __post_init__(self) -> None:
+        if self.num_slots < 1 or self.issue < 1:
+            raise ValueError("num_slots and issue must be at least 1.")
+        if not 0 < self.memory < 1:
+            raise ValueError("memory is a share, above 0 and below 1.")
 
 
 @dataclass(frozen=True)
 class Settings:
     """[rlvr], beside the loop's keys; batch_size counts prompts"""
 
+    preset: Literal["paper", "dapo", "plain"] = "paper"  # defaults of the other keys: docs/stages/4.md
     algorithm: Literal["grpo", "ppo"] = "grpo"  # PPO adds a critic
     steps: int = 100  # generations
     updates: int = 1  # optimizer steps on one generation
     max_tokens: int = 25_600  # of a response
     group_size: int = 8  # samples of a prompt at a time
-    oversample: int = 128  # most samples of a prompt: the only number that the paper prints
+    oversample: int = (
+        128  # most samples of a prompt, the only number that the paper prints; group_size or less: never again
+    )
     enough_right: int = 1  # a prompt with fewer right responses is sampled again
     balance: bool = True  # learn from equally many right and wrong responses
     max_prompt_accuracy: float = 0.5  # prompts with a larger share of right responses are dropped
     refills: int = 2  # times that new prompts replace dropped ones in one generation
-    clip_low: float = 0.2  # how far below 1 a ratio may fall before its gradient stops
-    clip_high: float = 0.2  # how far above 1 it may rise
-    max_logprob_gap: float = 0.1  # mean |trainer - sampler| in nats per token above which the run stops
-    num_slots: int = 128  # sequences decoded together
     reward: Reward = Reward()
+    objective: Objective = Objective()
     temperature: Annealing = Annealing()
     critic: Critic = Critic()
     prompts: Prompts = Prompts()
+    engine: Engine = Engine()
+    health: Health = Health()
+
+    # What a preset changes. DAPO (arXiv 2503.14476) takes prompts until a batch is full; 4,096 of its 20,480 tokens
+    # are the margin in which length costs.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "dapo": {
+            "oversample": 0,
+            "balance": False,
+            "max_prompt_accuracy": 1.0,
+            "refills": 8,
+            "reward": {"overlong": 0.2},
+            "objective": {"average": "token", "clip_high": 0.28},
+            "temperature": {"end": 1.0},
+            "prompts": {"max_length_spread": 1e9, "max_accuracy": 1.0},
+        },
+        "plain": {
+            "oversample": 0,
+            "balance": False,
+            "max_prompt_accuracy": 1.0,
+            "refills": 0,
+            "objective": {"keep_flat": True},
+            "temperature": {"end": 1.0},
+            "prompts": {"max_length_spread": 1e9, "max_accuracy": 1.0},
+        },
+    }
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.updates, self.group_size) < 1 or self.oversample < self.group_size:
-            raise ValueError("steps, updates and group_size must be at least 1 and oversample at least group_size.")
-        if min(self.num_slots, self.prompts.candidates, self.prompts.rounds, self.prompts.samples) < 1:
-            raise ValueError("num_slots and candidates, rounds and samples of prompts must be at least 1.")
+        if min(self.steps, self.updates, self.group_size) < 1:
+            raise ValueError("steps, updates and group_size must be at least 1.")
         if min(self.temperature.start, self.temperature.end) <= 0:
             raise ValueError("temperature must stay above 0: a group of equal responses teaches nothing.")
+        if self.engine.issue > 1 and self.updates > 1 and self.objective.correction != "none":
+            raise ValueError("a correction of rollouts that are carried over needs updates = 1.")
         Sampling(self.temperature.start, 1.0, self.max_tokens)
-
-
-def curate(run: Run) -> store.Manifest:
-    """Prompts whose responses by the parent policy have uniform length and are not mostly right already."""
-    settings: Prompts = run.settings.prompts
-    asked = {question.problem_id for question in store.stream(run.set, Question)}
-    problems = [problem for problem in store.stream(run.root / "problems", Problem) if problem.id in asked]
-    order = rng(run.seed, "rlvr", "candidates").permutation(len(problems))
-    candidates = [problems[i] for i in sorted(order[: settings.candidates])]
-    policy = run.opened()
-    sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
-    wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
-    folder = run.folder / "prompts"
-    with Pool.of(run.recipe) as pool:
-        speaker = Speaker(policy, run.chat, "rlvr/prompts", run.settings.num_slots)
-        address = (run.seed, "rlvr", "prompts")
-        ask(speaker, wanted, folder, sampling, address=address, pool=pool, title="rlvr: prompts")
-    lengths, right = defaultdict(list), defaultdict(list)
-    found, verdicts = store.read(folder / "rollouts", Rollout), store.read(folder / "verdicts", Verdict)
-    for rollout, verdict in zip(found, verdicts, strict=True):
-        lengths[rollout.problem_id].append(rollout.num_tokens)
-        if verdict.right is not None:
-            right[rollout.problem_id].append(verdict.right)
-    kept, dropped = [], Counter[str]()
-    for problem in candidates:
-        judged = right[problem.id]
-        if not judged:
-            dropped["could not be judged"] += 1
-        elif length_spread(lengths[problem.id]) > settings.max_length_spread:
-            dropped["lengths not uniform"] += 1
-        elif sum(judged) > settings.max_accuracy * len(judged):
-            dropped["too easy"] += 1
-        else:
-            kept.append(problem)
-    if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise RunError(f"{run.data}: no prompt is left ({reasons}). Raise max_length_spread or max_accuracy.")
-    parents = [store.manifest(run.set).id, store.manifest(folder / "verdicts").id]
-    return store.write(run.data, Problem, kept, parents=parents, dropped=dropped)
 
 
 def plan(run: Run) -> Plan:
@@ -161,105 +153,127 @@ def plan(run: Run) -> Plan:
 def steps(run: Run, policy: Policy) -> Iterator[Step]:
     """Sample, verify, select; then the optimizer steps on that generation; then round again."""
     settings = run.settings
-    problems = store.read(run.data, Problem)
-    annealing: Annealing = settings.temperature
+    problems = {problem.id: problem for problem in store.stream(run.data, Problem)}
+    engine = _engine(run, policy, problems.values())
+    reference = run.opened() if settings.objective.kl else None
+    first = run.start // settings.updates
+    deck = _deck(run, problems, first)
+    watch = Watch(run.folder, settings.health.patience)
     with Pool.of(run.recipe) as pool:
-        for generation in range(run.start // settings.updates, settings.steps):
+        for generation in range(first, settings.steps):
+            annealing: Annealing = settings.temperature
             temperature = schedules.temperature(
                 generation, settings.steps, start=annealing.start, end=annealing.end, over=annealing.over
             )
-            sampling = Sampling(temperature, 1.0, settings.max_tokens)
-            groups, facts = Sampler(run, policy, pool, sampling, generation).fill(problems)
-            yield from _optimizer_steps(run, policy, groups, {**facts, "temperature": temperature})
+            clock = Clock()
+            if groups.stored(run, generation):  # before a kill, by these very weights
+                _take(run, deck, groups.read(run, generation, problems), generation)
+            else:
+                engine.hand_over(policy)
+                speaker = Speaker(engine, run.chat, f"rlvr/{generation}", generation * settings.updates)
+                sampling = Sampling(temperature, 1.0, settings.max_tokens)
+                Sampler(run, speaker, pool, sampling, generation, watch, clock).fill(deck, problems)
+                engine.rest()
+            began = time.monotonic()
+            found = groups.read(run, generation, problems)
+            facts = groups.facts(found) | {"temperature": temperature}
+            spent = {"generate_seconds": clock.generate, "verify_seconds": clock.verify}
+            for step in optimizer_steps(run, policy, reference, found.kept, generation, facts):
+                prepared = {"prepare_seconds": time.monotonic() - began}
+                yield Step(step.batches, {**step.facts, **spent, **prepared}, step.may_stop)
+                began, spent = time.monotonic(), {}
 
 
 def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
-    """The clipped surrogate; PPO's critic learns beside it from the same states."""
-    hidden = policy.hidden(batch.rows)
-    logprobs = policy.logprobs(batch.rows, temperature=batch.temperature, hidden=hidden)
+    """The clipped surrogate, with the terms that `objective` adds; PPO's critic learns beside it."""
+    objective: Objective = settings.objective
     weights = batch.rows.weights
-    surrogate = losses.clipped_policy_loss(
-        logprobs,
-        batch.old_logprobs,
-        batch.advantages,
-        weights,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-    )
-    if policy.critic is None:
-        return surrogate
-    critic: Critic = settings.critic
-    fit = losses.value_loss(
-        policy.values(hidden), batch.returns, weights, old_values=batch.old_values, clip=critic.clip
-    )
-    return Loss(surrogate.value + critic.weight * fit.value, surrogate.metrics | fit.metrics)
-
-
-def _optimizer_steps(run: Run, policy: Policy, groups: Sequence[Group], facts: dict[str, float]) -> Iterator[Step]:
-    """The generation cut into `updates` optimizer steps; all see the same old policy."""
-    updates = run.settings.updates
-    laid_out = [_lay_out(run, policy, groups[part::updates], facts["temperature"]) for part in range(updates)]
-    gaps, entropy = torch.cat([seen for _, seen in laid_out], 1) if groups else torch.zeros(2, 1)
-    gap = {"logprob_gap": float(gaps.mean()), "logprob_gap_max": float(gaps.max()), "entropy": float(entropy.mean())}
-    if gap["logprob_gap"] > run.settings.max_logprob_gap:
-        raise RunError(
-            f"{run.folder}: trainer and sampler disagree by {gap['logprob_gap']:.3f} nats per token, at most "
-            f'{run.settings.max_logprob_gap} was expected. Use precision = "float32", or raise max_logprob_gap.'
+    hidden = policy.hidden(batch.rows)
+    found = policy.scores(batch.rows, temperature=batch.temperature, hidden=hidden, with_entropy=True)
+    assert found.entropy is not None
+    old = torch.where(batch.fresh, found.logprobs.detach(), batch.old_logprobs)
+    metrics = {
+        "entropy": (weights * found.entropy).sum().detach(),
+        "sampler_gap": (weights * (old - batch.sampled_logprobs).abs()).sum(),
+    }
+    advantages = batch.advantages
+    if objective.correction != "none":
+        low = objective.correction_low if objective.correction == "mask" else 0.0
+        touched = correction(
+            old,
+            batch.sampled_logprobs,
+            weights,
+            kind=objective.correction,
+            low=low,
+            high=objective.correction_high,
+            bounds=batch.rows.bounds if objective.correction_per == "response" else None,
         )
-    for part, (batches, _) in enumerate(laid_out):
-        tokens = sum(len(batch.rows.tokens) for batch in batches)
-        first = {**facts, **gap} if part == 0 else {"temperature": facts["temperature"]}
-        yield Step(tuple(batches), {"tokens": tokens, **first}, may_stop=part == updates - 1)
+        advantages = advantages * touched.coefficients
+        metrics["corrected"] = touched.touched
+    surrogate = losses.clipped_policy_loss(
+        found.logprobs,
+        old,
+        advantages,
+        weights,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
+        dual_clip=objective.dual_clip or math.inf,
+    )
+    value, metrics = surrogate.value, surrogate.metrics | metrics
+    if objective.kl:
+        ratio = old if objective.kl_ratio and objective.kl_estimator != "k2" else None
+        kind = objective.kl_estimator
+        penalty = kl_penalty(found.logprobs, batch.ref_logprobs, weights, estimator=kind, old_logprobs=ratio)
+        value, metrics = value + objective.kl * penalty.value, metrics | penalty.metrics
+    if objective.entropy:
+        value = value + objective.entropy * losses.entropy_bonus(found.entropy, weights).value
+    if policy.critic is not None:
+        critic: Critic = settings.critic
+        values = policy.values(batch.rows, hidden)
+        fit = losses.value_loss(values, batch.returns, weights, old_values=batch.old_values, clip=critic.clip)
+        value, metrics = value + critic.weight * fit.value, metrics | fit.metrics
+    return Loss(value, metrics)
 
 
-@torch.no_grad()
-def _lay_out(run: Run, policy: Policy, groups: Sequence[Group], temperature: float) -> tuple[list[GroupBatch], Tensor]:
-    """Micro-batches of one optimizer step, with the old policy's opinion, and what is seen of every token.
+def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.Engine:
+    settings = run.settings
+    if settings.engine.kind == "native":
+        return rollouts.Native(policy, run.chat.stops, settings.engine.num_slots)
+    from algorist.generate import vllm
 
-    That is (2, N): |trainer - sampler|, and the entropy of what it was drawn from.
-    """
-    chosen = [(group.rollouts[i], a) for group in groups for i, a in zip(*_advantages(run, group), strict=True)]
-    prompts = {group.problem.id: run.chat.prompt_ids(group.problem.statement) for group in groups}
-    documents = []
-    for rollout, _ in chosen:
-        prompt, response = prompts[rollout.problem_id], rollout.tokens or ()
-        documents.append(Document.of(prompt + response, len(prompt), 1.0 / len(response)))
-    batches, seen = [], [torch.zeros(2, 0)]
-    for part in cut(documents, run.training.tokens_per_batch):
-        rows = lay_out([documents[i] for i in part], total=len(documents)).to(policy.device)
-        hidden = policy.hidden(rows)
-        old, entropy = policy.scores(rows, temperature=temperature, hidden=hidden, with_entropy=True)
-        assert entropy is not None
-        spoken = rows.weights > 0
-        sampled = torch.tensor([x for i in part for x in chosen[i][0].logprobs or ()], device=old.device)
-        seen.append(torch.stack([(old[spoken] - sampled).abs(), entropy[spoken]]).cpu())
-        values = policy.values(hidden) * spoken if policy.critic is not None else torch.zeros_like(old)
-        advantages = _per_token(run, [chosen[i] for i in part], rows, values)
-        batches.append(GroupBatch(rows, old, advantages, (advantages + values) * spoken, values, temperature))
-    return batches, torch.cat(seen, 1)
+    longest = max(len(run.chat.prompt_ids(problem.statement)) for problem in problems)
+    return vllm.open_engine(
+        policy,
+        end_ids=run.chat.stops,
+        context=longest + settings.max_tokens,
+        memory=settings.engine.memory,
+        num_sequences=settings.engine.num_slots,
+    )
 
 
-def _advantages(run: Run, group: Group) -> tuple[tuple[int, ...], list[float]]:
-    """(index, advantage) of the responses learned from: GRPO's relative to each other, for PPO the bare reward."""
-    reward: Reward = run.settings.reward
-    kept = group.selection.kept
-    rewards = torch.tensor([reward.right if group.right[i] else reward.wrong for i in kept])
-    return kept, (group_relative(rewards) if run.settings.algorithm == "grpo" else rewards).tolist()
+def _deck(run: Run, problems: Mapping[str, Problem], first: int) -> Deck:
+    """The deck as the generations before `first` left it."""
+    deck = Deck(run, list(problems.values()))
+    for generation in range(first):
+        _take(run, deck, groups.read(run, generation, problems), generation)
+    return deck
 
 
-def _per_token(run: Run, chosen: Sequence[tuple[Rollout, float]], rows: Batch, values: Tensor) -> Tensor:
-    """(T,) advantages: GRPO's repeated along the response, PPO's by GAE from a reward at the last token."""
-    advantages = torch.zeros_like(values)
-    for (rollout, value), end in zip(chosen, rows.bounds[1:], strict=True):
-        span = slice(end - len(rollout.tokens or ()), end)
-        if run.settings.algorithm == "grpo":
-            advantages[span] = value
-        else:
-            rewards = torch.zeros_like(values[span])
-            rewards[-1] = value
-            critic: Critic = run.settings.critic
-            advantages[span] = gae(rewards, values[span], gamma=critic.gamma, lam=critic.lam)
-    return advantages
+def _take(run: Run, deck: Deck, found: groups.Generation, generation: int) -> None:
+    """Bring the deck to where a stored generation left it."""
+    before = {rollout.problem_id for rollout in groups.carried(run, generation - 1)}
+    asked = {rollout.problem_id for rollout in (*(said for said, _ in found.heard), *found.carried)}
+    deck.take(asked - before, generation, before)
+    for group in found.groups:
+        deck.note(group.problem.id, bool(group.right) and all(group.right))
+
+
+def _alarm(settings: Any, entries: health.Entries) -> str:
+    return health.alarm(settings.health, entries)
+
+
+def _critic(settings: Any) -> CriticKind:
+    return settings.critic.trunk if settings.algorithm == "ppo" else "none"
 
 
 STAGE = Stage(
@@ -271,5 +285,6 @@ STAGE = Stage(
     plan,
     steps,
     loss,
-    with_critic=lambda settings: settings.algorithm == "ppo",
+    critic=_critic,
+    alarm=_alarm,
 )

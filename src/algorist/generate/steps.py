@@ -1,0 +1,193 @@
+"""What the sampler asks of the model: prompts into the cache, and one more token for each sequence.
+
+Between two calls the policy is the trainer's. During one it is lent: matrices are in the type of the products, cast
+once and not at every step; rotary factors that were settled for all lengths are not looked up by length, which would
+make a GPU wait; and layers are compiled where the caller wants it. The numbers are the trainer's.
+
+On a GPU a decoding step is a captured graph, replayed for every batch that it is large enough for.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from algorist.model import longrope, memory, recompute
+from algorist.model.attention import Documents
+from algorist.model.cache import Decode, Kept, Pages, Prefill
+from algorist.model.policy import Policy
+
+_SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the memory that is free: the rest is for logits, activations and the allocator
+
+
+def room(kept: Kept, device: torch.device) -> int:
+    """Tokens for which a cache may take memory that is free now."""
+    if device.type == "cuda":
+        used = torch.cuda.memory_allocated(device)
+    elif sys.platform.startswith("linux"):
+        import os
+
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    else:
+        used = 0
+    return int(_SHARE[device.type] * (memory.available(device) - used) / kept.bytes)
+
+
+class Steps:
+    """Forward passes of a policy over a cache."""
+
+    def __init__(self, policy: Policy, pages: Pages, *, compiled: bool) -> None:
+        self.policy, self.pages = policy, pages
+        self._lent = [*_cast(policy), *_settled(policy.model), *(_compiled(policy.model) if compiled else ())]
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+        self._captures = policy.device.type == "cuda"
+
+    def prefill(self, texts: Sequence[Sequence[int]], held: Sequence[Sequence[int]]) -> Tensor:
+        """(n, H) last states of n texts, whose keys and values are written to the pages `held` of each."""
+        device, size = self.policy.device, self.pages.size
+        lengths = [len(text) for text in texts]
+        bounds = np.cumsum([0, *lengths])
+        places = [np.arange(length) for length in lengths]
+        where = [np.asarray(pages)[p // size] * size + p % size for pages, p in zip(held, places, strict=True)]
+        tokens, positions, kept = _upload(device, np.concatenate(texts), np.concatenate(places), np.concatenate(where))
+        with self._borrowed():
+            states = self.policy.trunk(
+                tokens,
+                positions,
+                documents=Documents.of(bounds.tolist(), device, self.policy.path),
+                prefill=Prefill(self.pages, kept),
+            )
+        return states[torch.from_numpy(bounds[1:] - 1).to(device)]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(n, V) float32 for (n, H) states."""
+        with self._borrowed():
+            return self.policy.logits(states)
+
+    def decode(self, tokens: NDArray[np.int64], lengths: NDArray[np.int64], table: NDArray[np.int32]) -> Tensor:
+        """(S, V) float32 logits after one more token of each sequence.
+
+        Args:
+            tokens   (S,) the last tokens
+            lengths  (S,) tokens that the cache holds of each sequence
+            table    (S, W) pages of each sequence, room for the new token included
+        """
+        device, size = self.policy.device, self.pages.size
+        where = table[np.arange(len(table)), lengths // size].astype(np.int64) * size + lengths % size
+        given, positions, kept = _upload(device, tokens, lengths, where)
+        widest = int(lengths.max()) // size + 1
+        used = (positions + 1).int()
+        with self._borrowed():
+            layout = Decode(self.pages, kept, torch.from_numpy(table).to(device), used, widest)
+            if self._captures:
+                try:
+                    return self._replay(given, positions, layout)
+                except RuntimeError as error:
+                    self._captures = False
+                    self._graphs.clear()
+                    first = str(error).strip().splitlines()[0]
+                    warnings.warn(f"sampling goes on without CUDA graphs, more slowly: {first}", stacklevel=2)
+            return self._run(given, positions, layout)
+
+    def _run(self, tokens: Tensor, positions: Tensor, layout: Decode) -> Tensor:
+        return self.policy.logits(self.policy.trunk(tokens, positions, decode=layout))
+
+    def _replay(self, tokens: Tensor, positions: Tensor, layout: Decode) -> Tensor:
+        """A step by the graph of the next larger batch and width. Rows that fill it up write to page 0."""
+        count, width = len(tokens), layout.table.shape[1]
+        key = (_round_up(count), min(width, 1 << (layout.widest - 1).bit_length()))
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(*key, width, tokens.device)
+        graph, buffers = self._graphs[key]
+        given = {"tokens": tokens, "positions": positions, "where": layout.where, "used": layout.used}
+        for name, tensor in given.items():
+            buffers[name][:count] = tensor
+            buffers[name][count:] = 1 if name == "used" else 0
+        buffers["table"][:count] = layout.table
+        buffers["table"][count:] = 0
+        graph.replay()
+        return buffers["logits"][:count]
+
+    def _capture(
+        self, rows: int, widest: int, width: int, device: torch.device
+    ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
+        """A graph whose rows all write to page 0 while it is made."""
+        buffers = {name: torch.zeros(rows, dtype=torch.int64, device=device) for name in ("tokens", "positions")}
+        buffers["where"] = torch.zeros(rows, dtype=torch.int64, device=device)
+        buffers["used"] = torch.ones(rows, dtype=torch.int32, device=device)
+        buffers["table"] = torch.zeros(rows, width, dtype=torch.int32, device=device)
+        layout = Decode(self.pages, buffers["where"], buffers["table"], buffers["used"], widest)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up in a first run, which cannot be captured
+            for _ in range(2):
+                self._run(buffers["tokens"], buffers["positions"], layout)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((known.pool() for known, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            buffers["logits"] = self._run(buffers["tokens"], buffers["positions"], layout)
+        return graph, buffers
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        """The policy as sampling wants it, for one forward."""
+        before = [(place, name, place.get(name, self)) for place, name, _ in self._lent]
+        try:
+            for place, name, value in self._lent:
+                place[name] = value
+            yield
+        finally:
+            for place, name, value in before:
+                if value is self:  # there was nothing
+                    del place[name]
+                else:
+                    place[name] = value
+
+
+Loan = tuple[dict[str, Any], str, Any]  # attributes of a module, a name among them, and what stands there meanwhile
+
+
+def _cast(policy: Policy) -> Iterator[Loan]:
+    """Matrices in the type of the products."""
+    if policy.precision == torch.float32:
+        return
+    for module in policy.model.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
+            yield module._parameters, "weight", module.weight.detach().to(policy.precision)
+
+
+def _settled(model: nn.Module) -> Iterator[Loan]:
+    """Rotary embeddings that have one set of factors for all lengths, and so need not ask for the longest."""
+    config: Any = model.config
+    if longrope.switches_at(config.get_text_config()) is None:
+        for module in model.modules():
+            if getattr(module, "rope_type", None) == "longrope":
+                yield module.__dict__, "rope_type", "default"
+
+
+def _compiled(model: nn.Module) -> Iterator[Loan]:
+    """Layers whose norms, rotary embedding, gate and residuals are few loops; those that are compiled stay so."""
+    for layer in recompute.layers(model).values():
+        if "forward" not in layer.__dict__:
+            yield layer.__dict__, "forward", torch.compile(layer.forward, dynamic=True)
+
+
+def _upload(device: torch.device, *rows: Any) -> Tensor:
+    """(n, T) int64 on the device, in one transfer."""
+    return torch.from_numpy(np.stack([np.asarray(row, dtype=np.int64) for row in rows])).to(device)
+
+
+def _round_up(count: int) -> int:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, 32 …: the rows of captured graphs."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power

@@ -1,0 +1,164 @@
+"""How stage 4 fills a generation: ask prompts, verify, ask hard prompts again, replace those that teach nothing.
+
+Long responses need not hold everybody up. With `issue` above 1 more prompts are asked than needed; once enough of them
+are complete, the others are left as they stand and go on in the next generation, with the log-probabilities and the
+temperatures that their first tokens were sampled at. Responses are verified while others are still being decoded.
+
+Which responses are complete when a generation is cut follows from the order of decoding, never from a clock, so that a
+run that was killed and made again samples the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from algorist.generate.rollouts import Begun, Speaker, never, stream
+from algorist.generate.sampling import Sampling
+from algorist.numerics.groups import wants_more
+from algorist.records import Problem, Rollout, Verdict
+from algorist.stage import Run
+from algorist.stages import groups
+from algorist.stages.prompts import Deck
+from algorist.stages.watch import Watch
+from algorist.verify.pool import Pool
+
+_TOGETHER = 32  # rollouts that are handed to the verifier at once
+
+
+@dataclass
+class Clock:
+    """Seconds of a generation that went into each kind of work."""
+
+    generate: float = 0.0
+    verify: float = 0.0  # of waiting for verdicts when nothing was left to generate
+
+
+@dataclass
+class _Heard:
+    """Finished rollouts of prompts by sample index, with their verdicts, and samples that were left in the middle."""
+
+    finished: dict[tuple[str, int], tuple[Rollout, Verdict]] = field(default_factory=dict)
+    left: dict[tuple[str, int], Rollout] = field(default_factory=dict)
+
+    def right(self, problem_id: str) -> list[bool]:
+        """Verdicts on a prompt's judged responses."""
+        found = (v.right for (problem, _), (_, v) in self.finished.items() if problem == problem_id)
+        return [right for right in found if right is not None]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Samples and verifies one generation."""
+
+    run: Run
+    speaker: Speaker
+    pool: Pool
+    sampling: Sampling
+    generation: int
+    watch: Watch
+    clock: Clock = field(default_factory=Clock)
+
+    def fill(self, deck: Deck, problems: Mapping[str, Problem]) -> None:
+        """Ask until `batch_size` groups can be learned from, or `refills` are spent, and store the generation.
+
+        Args:
+            deck      where prompts are drawn from
+            problems  by id
+        """
+        settings, size = self.run.settings, self.run.training.batch_size
+        before = groups.by_sample(groups.carried(self.run, self.generation - 1))
+        asked = [problems[one] for one in dict.fromkeys(problem for problem, _ in before)]
+        busy = {problem.id for problem in asked}
+        heard = _Heard()
+        ended: list[groups.Group] = []
+        kept = 0
+        for again in range(1 + settings.refills):
+            missing = size - kept
+            wanted = math.ceil(settings.engine.issue * missing)
+            old = asked if again == 0 else []
+            fresh = deck.draw(max(wanted - len(old), 0), self.generation, busy)
+            busy |= {problem.id for problem in fresh}
+            if not old and not fresh:
+                break
+            self._ask_prompts([*old, *fresh], before, heard, missing)
+            begun = {problem for problem, _ in heard.left}
+            for problem in (*old, *fresh):
+                if problem.id not in begun:
+                    ended.append(self._group(heard, problem))
+                    kept += bool(ended[-1].selection.kept)
+            if kept >= size:
+                break
+        for group in ended:
+            deck.note(group.problem.id, bool(group.right) and all(group.right))
+        open_now = {problem for problem, _ in heard.left}
+        complete = [pair for (problem, _), pair in heard.finished.items() if problem not in open_now]
+        waiting = [pair[0] for (problem, _), pair in heard.finished.items() if problem in open_now]
+        groups.write(self.run, self.generation, complete, [*waiting, *heard.left.values()])
+
+    def _ask_prompts(self, problems: Sequence[Problem], before: Begun, heard: _Heard, needed: int) -> None:
+        """Ask each prompt `group_size` times, and those with too few right responses again."""
+        settings = self.run.settings
+        wanted = [(problem, i) for problem in problems for i in range(settings.group_size)]
+        cut = settings.engine.issue > 1
+        self._ask(wanted, before, heard, needed if cut else len(problems))
+        open_now = {problem for problem, _ in heard.left}
+        asking = [problem for problem in problems if problem.id not in open_now]
+        sampled = settings.group_size
+        limits = {"enough_right": settings.enough_right, "most": settings.oversample}
+        while sampled < settings.oversample:
+            asking = [problem for problem in asking if wants_more(heard.right(problem.id), **limits)]
+            if not asking:
+                break
+            more = range(sampled, min(sampled + settings.group_size, settings.oversample))
+            self._ask([(problem, i) for problem in asking for i in more], {}, heard, len(asking))
+            sampled = more.stop
+
+    def _ask(self, wanted: Sequence[tuple[Problem, int]], before: Begun, heard: _Heard, needed: int) -> None:
+        """Sample `wanted` until `needed` of its prompts are complete; verify beside."""
+        golds = {problem.id: problem.answer for problem, _ in wanted}
+        missing = Counter(problem.id for problem, _ in wanted)
+        enough = never if needed >= len(missing) else lambda: sum(not count for count in missing.values()) >= needed
+        found: dict[int, Rollout] = {}
+        judged: list[tuple[list[int], Future[list[Verdict]]]] = []
+        together: list[int] = []
+        started = time.monotonic()
+        with ThreadPoolExecutor(1) as beside, self.watch.over(wanted, found):
+
+            def judge() -> None:
+                places = list(together)
+                together.clear()
+                judged.append((places, beside.submit(self.pool.verdicts, [found[place] for place in places], golds)))
+
+            address = (self.run.seed, "rlvr", self.generation)
+            for place, rollout in stream(
+                self.speaker, wanted, self.sampling, address=address, begun=before, enough=enough
+            ):
+                found[place] = rollout
+                self.watch.beat()
+                if rollout.finish != "unfinished":
+                    missing[rollout.problem_id] -= 1
+                    together.append(place)
+                if len(together) >= _TOGETHER:
+                    judge()
+            judge()
+            generated = time.monotonic()
+            verdicts = {
+                place: verdict for places, said in judged for place, verdict in zip(places, said.result(), strict=True)
+            }
+        self.clock.generate += generated - started
+        self.clock.verify += time.monotonic() - generated
+        for place, (problem, index) in enumerate(wanted):
+            if place in verdicts:
+                heard.finished[problem.id, index] = found[place], verdicts[place]
+            else:
+                heard.left[problem.id, index] = found[place]
+
+    def _group(self, heard: _Heard, problem: Problem) -> groups.Group:
+        own = [pair for (problem_id, _), pair in heard.finished.items() if problem_id == problem.id]
+        judged = [(rollout, verdict.right) for rollout, verdict in own if verdict.right is not None]
+        return groups.group(self.run, self.generation, problem, judged)
