@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -53,6 +55,8 @@ class Rlvr:
     algorithm: Literal["grpo", "ppo"] = "grpo"
     temperature: float | Anneal = Anneal(1.0)
     clip_high: float = 0.2
+    preset: Literal["plain", "high"] = "plain"
+    presets: ClassVar[Mapping[str, Any]] = MappingProxyType({"high": {"clip_high": 0.28, "temperature": {"end": 0.9}}})
 
 
 @dataclass(frozen=True)
@@ -389,3 +393,14 @@ def test_an_error_names_the_file_that_was_written_wrongly(tmp_path: Path) -> Non
     assert message(tmp_path, 'extends = "paper.toml"\n[sft]\nlearning_rate = 2.0\n') == expected
     expected = 'mine.toml: [sft] batch_size is "few", a whole number was expected.'
     assert message(tmp_path, 'extends = "paper.toml"\n[sft]\nbatch_size = "few"\n') == expected
+
+
+def test_a_preset_changes_defaults_and_what_is_written_stands(tmp_path: Path) -> None:
+    found = made(tmp_path, HEAD + '[rlvr]\npreset = "high"\ntemperature = { start = 0.95 }\n').of("rlvr", Rlvr)
+    assert (found.clip_high, found.temperature) == (0.28, Anneal(0.95, 0.9))
+    found = made(tmp_path, HEAD + '[rlvr]\npreset = "high"\nclip_high = 0.1\n', ("rlvr.temperature.end=0.5",))
+    assert found.of("rlvr", Rlvr).clip_high == 0.1 and found.of("rlvr", Rlvr).temperature == Anneal(1.0, 0.5)
+    (tmp_path / "again.toml").write_text(found.dumps())
+    assert recipe.read(tmp_path / "again.toml", SECTIONS) == found
+    with pytest.raises(RecipeError, match=r'preset is "hi", one of "plain", "high" was expected'):
+        made(tmp_path, HEAD + '[rlvr]\npreset = "hi"\n')

@@ -133,7 +133,7 @@ def contents(run: Path) -> dict[str, Any]:
     return {
         name: content(path)
         for name, path in found.items()
-        if name not in LEFT_OUT and not name.startswith((LOG, "superseded/"))
+        if name not in LEFT_OUT and not name.startswith((LOG, "superseded/")) and "/healthy-" not in name
     }
 
 
@@ -195,6 +195,29 @@ def test_killed_at_random_moments_it_goes_on_with_the_same_numbers(smoke_run: Pa
     # save_every is the recipe's own again: what the kills left of more frequent saves goes all the same
     finish(run)
     assert_same(run, smoke_run)
+
+
+def test_killed_amid_reinforcement_learning_it_goes_on_with_the_same_numbers(smoke_run: Path, tmp_path: Path) -> None:
+    """In sampling, with rollouts and without verdicts, between two optimizer steps of a generation, and in a save."""
+    keys = ("rlvr.updates=2", "rlvr.engine.issue=1.5", "rlvr.save_every=2", "rlvr.learning_rate=0.001")
+    undisturbed, run = (shutil.copytree(smoke_run, tmp_path / name) for name in ("undisturbed", "run"))
+    log = finish(undisturbed, *keys)
+    steps = num_lines(undisturbed / "rlvr" / "journal.jsonl")
+    assert steps == 6 and f"rlvr: {steps}/{steps}" in log
+    killed_at(run, r"os.rename .*/rlvr/carried/\.00000\.parquet\.draft$", *keys)  # all sampled, nothing stored
+    killed_at(run, r"os.rename .*/rlvr/verdicts/\.00000\.parquet\.draft$", *keys)
+    assert not num_lines(run / "rlvr" / "journal.jsonl")
+    killed_when(run, lambda: num_lines(run / "rlvr" / "journal.jsonl") == 1, *keys)  # the second step is lost
+    first = (run / "rlvr" / "verdicts" / "00000.parquet").stat().st_mtime_ns
+    killed_at(run, r"open .*/rlvr/\.step-0000002\.draft/tokenizer", *keys)
+    killed_at(run, r"os.rename .*/rlvr/rollouts/\.00001\.parquet\.draft$", *keys)
+    assert (run / "rlvr" / "step-0000002").exists()
+    log = killed_at(run, r"os.rename .*/rlvr/\.step-0000004\.draft$", *keys)
+    assert f"rlvr: goes on at step 2 of {steps}\n" in log
+    log = finish(run, *keys)
+    assert f"rlvr: goes on at step 2 of {steps}\n" in log
+    assert (run / "rlvr" / "verdicts" / "00000.parquet").stat().st_mtime_ns == first  # sampled and judged once
+    assert_same(run, undisturbed)
 
 
 def test_shards_of_rollouts_and_verdicts_that_are_finished_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from algorist.data import tasks as data
 from algorist.doctor import examine
 from algorist.errors import RecipeError, RunError
 from algorist.evals import evaluate, report
-from algorist.generate.rollouts import Native, Speaker
+from algorist.generate.rollouts import Speaker
 from algorist.model import chat as chats
 from algorist.model import checkpoints, devices
 from algorist.model.chat import Chat, load_tokenizer
@@ -144,16 +145,24 @@ def _scores_task(stage: str) -> Task:
 
 def _scores(stage: str, context: Context) -> None:
     devices.settle()
-    checkpoint = context.root / stage / "checkpoint"
     settings = context.of("evaluate", evaluate.Settings)
+    names = list(context.of("data", sources.Settings).benchmarks)
+    benchmarks = sources.read_benchmarks(context.root / "benchmarks", names)
+    statements = [problem.statement for problems in benchmarks.values() for problem in problems]
+    speaker = _speaker(stage, context, settings, statements)
+    with Pool.of(context.recipe) as pool:
+        for name, problems in benchmarks.items():
+            place = context.root / "scores" / stage / name
+            evaluate.evaluate(speaker, problems, place, settings, seed=context.recipe.seed, pool=pool)
+
+
+def _speaker(stage: str, context: Context, settings: evaluate.Settings, statements: Sequence[str]) -> Speaker:
+    """Who answers for the checkpoint of a stage; behind a server, the policy is held no longer than this lasts."""
+    checkpoint = context.root / stage / "checkpoint"
     model = context.of("model", chats.Settings)
     policy = checkpoints.open_policy(
         checkpoint, precision=model.precision, weights=model.weights, attention=model.attention
     )
     chat = _chat(context, load_tokenizer(str(checkpoint)))
-    speaker = Speaker(Native(policy, chat.stops, settings.num_slots), chat, stage)
-    names = list(context.of("data", sources.Settings).benchmarks)
-    with Pool.of(context.recipe) as pool:
-        for name, problems in sources.read_benchmarks(context.root / "benchmarks", names).items():
-            place = context.root / "scores" / stage / name
-            evaluate.evaluate(speaker, problems, place, settings, seed=context.recipe.seed, pool=pool)
+    engine = evaluate.engine(settings, policy, chat, statements, checkpoint=checkpoint, say=context.say)
+    return Speaker(engine, chat, stage)

@@ -6,14 +6,12 @@ TRL pads, we lay documents end to end; TRL divides, we carry weights. What comes
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -21,48 +19,11 @@ datasets = pytest.importorskip("datasets")
 from algorist.model.batches import Document, GroupBatch, lay_out  # noqa: E402
 from algorist.model.policy import Policy, document_sums  # noqa: E402
 from algorist.stages import dpo, rlvr  # noqa: E402
-from algorist.toy import words  # noqa: E402
-from model.tiny import VOCABULARY, assert_close, build, gradient  # noqa: E402
+from algorist.stages.learning import Objective  # noqa: E402
+from model.tiny import assert_close, build, gradient  # noqa: E402
+from numerics.peers import PROMPT_LENS, RESPONSE_LENS, gradients, ids, padded, trainer_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-PROMPT_LENS, RESPONSE_LENS = [3, 5, 2, 4], [6, 2, 9, 4]
-
-
-def ids(rng: np.random.Generator, count: int) -> list[int]:
-    return [int(token) for token in rng.integers(2, VOCABULARY, size=count)]
-
-
-def padded(rows: list[list[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """(ids, mask) of ragged rows, both (B, longest)."""
-    longest = max(map(len, rows))
-    fill = [[0] * (longest - len(one)) for one in rows]
-    full = [gap + one if left else one + gap for one, gap in zip(rows, fill, strict=True)]
-    ones = [[1] * len(one) for one in rows]
-    mask = [gap + one if left else one + gap for one, gap in zip(ones, fill, strict=True)]
-    return torch.tensor(full), torch.tensor(mask)
-
-
-def gradients(model: Any) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def trainer_of(kind: str, model: Any, folder: Path, rows: list[dict[str, str]], more: Any, **settings: Any) -> Any:
-    """One of TRL's trainers, built as its users build it; only its loss is called."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import trl
-
-        args = getattr(trl, f"{kind}Config")(
-            output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, **settings
-        )
-        return getattr(trl, f"{kind}Trainer")(
-            model=model,
-            args=args,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=words.tokenizer(),
-            **more,
-        )
-
 
 ONE_BY_ONE = [[0], [1], [2], [3]]
 DPO_CASES = [
@@ -161,8 +122,9 @@ def test_grpo(tmp_path: Path, temperature: float, clip_high: float) -> None:
     old = (now + torch.from_numpy(rng.normal(scale=0.4, size=len(now))).float()) * spoken
     per_token = torch.tensor(advantages)[rows.document()] * spoken
     nothing = torch.zeros_like(old)
-    batch = GroupBatch(rows, old, per_token, nothing, nothing, temperature)
-    ours = rlvr.loss(policy, batch, rlvr.Settings(clip_high=clip_high))
+    at = torch.full_like(old, temperature, dtype=torch.float64)
+    batch = GroupBatch(rows, old, old, torch.zeros_like(spoken), per_token, nothing, nothing, nothing, at)
+    ours = rlvr.loss(policy, batch, rlvr.Settings(objective=Objective(clip_high=clip_high)))
     ours.value.backward()
 
     prompt_ids, prompt_mask = padded(prompts, left=True)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from algorist.numerics.groups import length_spread, select, wants_more
+from algorist.numerics.groups import idle_share, length_spread, select, wants_more
 from oracles import groups as twins
 
 
@@ -21,13 +21,23 @@ def test_length_spread_of_nothing_to_compare() -> None:
         assert length_spread(lengths) == twins.length_spread(lengths) == 0.0
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_idle_share_equals_its_twin(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 20_000, size=int(rng.integers(1, 12))).tolist()
+    assert idle_share(lengths) == pytest.approx(twins.idle_share(lengths), abs=1e-12)
+    assert idle_share([]) == twins.idle_share([]) == idle_share([0, 0]) == twins.idle_share([0, 0]) == 0.0
+
+
+@pytest.mark.parametrize("keep_flat", [True, False])
 @pytest.mark.parametrize("balance", [True, False])
 @pytest.mark.parametrize("max_accuracy", [0.25, 0.5, 0.75, 1.0])
-@pytest.mark.parametrize("size", [1, 2, 5, 6])
-def test_select_keeps_what_the_twin_allows(size: int, max_accuracy: float, balance: bool) -> None:
+@pytest.mark.parametrize("size", [0, 1, 2, 5, 6])
+def test_select_keeps_what_the_twin_allows(size: int, max_accuracy: float, balance: bool, keep_flat: bool) -> None:
+    how = {"balance": balance, "max_accuracy": max_accuracy, "keep_flat": keep_flat}
     for right in itertools.product([True, False], repeat=size):
-        reason, allowed = twins.select(right, balance=balance, max_accuracy=max_accuracy)
-        found = select(right, np.random.default_rng(0), balance=balance, max_accuracy=max_accuracy)
+        reason, allowed = twins.select(right, **how)
+        found = select(right, np.random.default_rng(0), **how)
         assert found.reason == reason, right
         assert found.kept in allowed, right
 

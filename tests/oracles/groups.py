@@ -14,15 +14,27 @@ def length_spread(lengths: Sequence[int]) -> float:
     return math.sqrt(sum((length - mean) ** 2 for length in lengths) / len(lengths)) / mean
 
 
-def select(right: Sequence[bool], *, balance: bool, max_accuracy: float) -> tuple[str, set[tuple[int, ...]]]:
+def idle_share(lengths: Sequence[int]) -> float:
+    longest = 0
+    for length in lengths:
+        longest = length if length > longest else longest
+    wasted = sum(longest - length for length in lengths)
+    return wasted / (longest * len(lengths)) if longest else 0.0
+
+
+def select(
+    right: Sequence[bool], *, balance: bool, max_accuracy: float, keep_flat: bool = False
+) -> tuple[str, set[tuple[int, ...]]]:
     """(reason, every set of indices that may be kept)."""
     count, num_right = len(right), sum(right)
-    if num_right == 0:
+    if count == 0 or (num_right == 0 and not keep_flat):
         return "none right", {()}
     if num_right / count > max_accuracy:
         return "too easy", {()}
-    if num_right == count:
+    if num_right == count and not keep_flat:
         return "none wrong", {()}
+    if num_right in (0, count):
+        return "kept", {tuple(range(count))}
     allowed = set()
     for size in range(1, count + 1):
         for kept in itertools.combinations(range(count), size):

@@ -6,18 +6,25 @@ or another question to the same data needs no new sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from algorist import store
-from algorist.generate.rollouts import Speaker, rollouts
+from algorist import addresses, store
+from algorist.generate import remote, server
+from algorist.generate.remote import Remote
+from algorist.generate.rollouts import Engine, Native, Speaker, rollouts
 from algorist.generate.sampling import Sampling
 from algorist.journal import progress
+from algorist.model.chat import Chat
+from algorist.model.policy import Policy
 from algorist.records import Problem, Rollout, Verdict
 from algorist.verify.pool import Pool
 
+_TRIED = 16  # problems with which a server is tried
 _SHARD = 2_000  # rollouts
+# Nats per token that a server may lie from the checkpoint on average; in bfloat16 a model lies from itself by 0.01.
+_GAPS = {"float32": 0.005, "bfloat16": 0.05}
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,72 @@ class Settings:
     samples: dict[str, int] = field(default_factory=dict)  # per problem, by benchmark
     default_samples: int = 4  # for benchmarks that `samples` does not name
     num_slots: int = 128  # sequences decoded together
+    # Of an OpenAI-compatible server that serves the checkpoint (docs/engines.md); empty: it answers in this process.
+    url: str = ""
+    model: str = ""  # as the server knows the checkpoint; empty: the only one that it has
+    concurrency: int = 128  # requests in flight at the server
+    seeded: bool = True  # send the server seeds: the same run gets the same samples; some servers die of them
+    # Mean |server - checkpoint| in nats per token that passes; 0: 0.005 in float32, 0.05 in bfloat16.
+    max_logprob_gap: float = 0.0
+    key_env: str = server.KEY  # name of the environment variable that holds the server's key, if it wants one
 
     def __post_init__(self) -> None:
         if min([self.default_samples, *self.samples.values()]) < 1:
             raise ValueError("samples must be at least 1 for each benchmark.")
         if self.num_slots < 1:
             raise ValueError("num_slots must be at least 1.")
+        if self.concurrency < 1 or self.max_logprob_gap < 0:
+            raise ValueError("concurrency must be at least 1 and max_logprob_gap 0 or more.")
+        if not self.key_env.isidentifier():  # not shown: it may be the key itself
+            raise ValueError(
+                "key_env is no name of an environment variable. The key itself does not belong in a recipe."
+            )
+        if self.url:
+            addresses.check(self.url)
         Sampling(self.temperature, self.top_p, self.max_tokens)
+
+
+def engine(
+    settings: Settings,
+    policy: Policy,
+    chat: Chat,
+    statements: Sequence[str],
+    *,
+    checkpoint: Path,
+    say: Callable[[str], object],
+) -> Engine:
+    """Who answers for a checkpoint: the policy itself, or the server that holds it, once it has shown that it does.
+
+    An engine at a server does not keep the policy.
+
+    Args:
+        policy      of the checkpoint
+        statements  of the problems, with the shortest of which a server is tried
+
+    Raises:
+        RunError where the server does not answer, or says something else than the policy.
+    """
+    if not settings.url:
+        return Native(policy, chat.stops, settings.num_slots)
+    name = settings.model or remote.served_model(settings.url, checkpoint=str(checkpoint), key_env=settings.key_env)
+    made = Remote(
+        settings.url,
+        name,
+        chat.stops,
+        concurrency=settings.concurrency,
+        seeded=settings.seeded,
+        key_env=settings.key_env,
+    )
+    gap = remote.require_same(
+        made,
+        policy,
+        [chat.prompt_ids(statement) for statement in sorted(statements, key=len)[:_TRIED]],
+        temperature=settings.temperature,
+        limit=settings.max_logprob_gap or _GAPS[str(policy.precision).removeprefix("torch.")],
+        checkpoint=str(checkpoint),
+    )
+    say(f"{server.shown(settings.url)}: serves {checkpoint} as {name}, {gap:.2g} nats per token from it")
+    return made
 
 
 def evaluate(

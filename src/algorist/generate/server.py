@@ -6,8 +6,8 @@ All of it is here, as pure functions: `body` makes a request, `outcome` reads wh
     Trouble   what may pass: time-outs, 408, 425, 429, 5xx, a broken reply. It is asked again, later
     Refusal   what will not: every other status. It carries the server's own words
 
-`Server` asks one question at a time from any thread; generate/fleet.py keeps hundreds in flight at many servers. There
-is no torch here.
+`Server` asks one question at a time from any thread; generate/fleet.py keeps hundreds in flight at many servers. Where
+prompts and responses are token ids, generate/ids.py says what is sent and how it is read. There is no torch here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -28,6 +28,7 @@ from algorist.generate.sampling import Sampling
 from algorist.numerics.address import key as address_key
 
 Protocol = Literal["chat", "completion"]
+Read = TypeVar("Read")
 PATHS: Mapping[Protocol, str] = {"chat": "/chat/completions", "completion": "/completions"}
 KEY = "OPENAI_API_KEY"  # the environment variable that holds the key, unless another one is named
 LONGEST_WAIT = 300.0  # seconds that a server may make us wait with Retry-After
@@ -105,11 +106,21 @@ def outcome(
     status: int, headers: Mapping[str, str], content: bytes, protocol: Protocol, secret: str = ""
 ) -> Reply | Trouble | Refusal:
     """What a response means. `secret` is blacked out wherever the server repeats it."""
+    return understood(status, headers, content, lambda said: _reply(said, protocol), secret)
+
+
+def understood(
+    status: int, headers: Mapping[str, str], content: bytes, read: Callable[[Any], Read], secret: str = ""
+) -> Read | Trouble | Refusal:
+    """`outcome` for whoever has `read` make something else of the JSON of an answer.
+
+    What `read` raises at a broken reply is Trouble: ValueError, KeyError, TypeError, AttributeError.
+    """
     if len(secret) >= SHORTEST_SECRET:
         content = content.replace(secret.encode(), b"***")
     if status == 200:
         try:
-            return _reply(json.loads(content), protocol)
+            return read(json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             return Trouble(f"a reply that cannot be read ({type(error).__name__}: {_short(str(error))})", alive=True)
     if status in _AGAIN or status >= 500 or status < 300:

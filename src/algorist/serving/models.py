@@ -69,6 +69,9 @@ class PolicyModel:
             ids = self._ids(prompt)
         if not ids or max(ids) >= self.policy.model.config.vocab_size:
             raise Refusal(400, "The prompt is empty, or holds an id beyond the vocabulary.", field="prompt")
+        if others := sorted(set(asked.stop_ids) - self.stops):
+            said = f"Token {others[0]} does not end a response of this model; {_listed(self.stops)} does."
+            raise Refusal(400, said, field="stop_token_ids")
         if sampling.max_tokens > self.cap:
             said = f"max_tokens = {sampling.max_tokens} is more than the {self.cap} that this server gives."
             raise Refusal(400, said, field="max_tokens")
@@ -163,6 +166,10 @@ class ToyModel:
 
 
 Model = PolicyModel | ToyModel
+
+
+def _listed(tokens: frozenset[int]) -> str:
+    return " or ".join(map(str, sorted(tokens))) or "none"
 
 
 def open_model(source: str, *, precision: str = "float32", max_tokens_cap: int = 0, num_slots: int = 32) -> Model:

@@ -1,6 +1,6 @@
 """The words of the protocol: a request's body read into what is asked, and answers written as a reply.
 
-Fields follow OpenAI's chat completions and completions, with `return_token_ids` as in vLLM. A field that would change
+Fields follow OpenAI's chat completions and completions, with `return_token_ids` and `stop_token_ids` as in vLLM. A field that would change
 the answer and that this server cannot do is refused, never passed over.
 """
 
@@ -41,7 +41,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _OURS = frozenset(
     {
         *("model", "n", "temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop", "logprobs"),
-        "return_token_ids",
+        *("return_token_ids", "stop_token_ids"),
     }
 )
 
@@ -76,6 +76,7 @@ class Asked:
     stop: tuple[str, ...]
     logprobs: bool
     token_ids: bool
+    stop_ids: tuple[int, ...]  # tokens that the client knows as ends of a response
 
     def sampling(self, default_tokens: int) -> Sampling:
         """How to sample. Raises Refusal where no engine could."""
@@ -107,6 +108,9 @@ def read(body: object, *, chat: bool) -> Asked:
     if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
         raise Refusal(400, "stop is neither a string nor a list of strings.", field="stop")
     most = [_integer(body, name, None, 1) for name in ("max_completion_tokens", "max_tokens")]
+    ends = body.get("stop_token_ids") or []
+    if ends and not _is_ids(ends):
+        raise Refusal(400, "stop_token_ids is no list of token ids.", field="stop_token_ids")
     default = None if chat else 16  # OpenAI's own
     seed = _integer(body, "seed", None, -(2**63))
     return Asked(
@@ -121,6 +125,7 @@ def read(body: object, *, chat: bool) -> Asked:
         stop=tuple(stop),
         logprobs=_logprobs(body, chat),
         token_ids=_flag(body, "return_token_ids"),
+        stop_ids=tuple(ends),
     )
 
 
