@@ -23,7 +23,7 @@ from algorist.verify.pool import Pool
 
 _TRIED = 16  # problems with which a server is tried
 _SHARD = 2_000  # rollouts
-# Nats per token that a server may lie from the checkpoint on average; in bfloat16 a model lies from itself by 0.01.
+# Nats per token that a server may lie from the checkpoint on average, by [model] precision (docs/engines.md).
 _GAPS = {"float32": 0.005, "bfloat16": 0.05}
 
 
@@ -37,13 +37,11 @@ class Settings:
     samples: dict[str, int] = field(default_factory=dict)  # per problem, by benchmark
     default_samples: int = 4  # for benchmarks that `samples` does not name
     num_slots: int = 128  # sequences decoded together
-    # Of an OpenAI-compatible server that serves the checkpoint (docs/engines.md); empty: it answers in this process.
-    url: str = ""
+    url: str = ""  # of an OpenAI-compatible server that serves the checkpoint (docs/engines.md); empty: none does
     model: str = ""  # as the server knows the checkpoint; empty: the only one that it has
     concurrency: int = 128  # requests in flight at the server
     seeded: bool = True  # send the server seeds: the same run gets the same samples; some servers die of them
-    # Mean |server - checkpoint| in nats per token that passes; 0: 0.005 in float32, 0.05 in bfloat16.
-    max_logprob_gap: float = 0.0
+    max_logprob_gap: float = 0.0  # mean |server - checkpoint| in nats that passes; 0: 0.005, in bfloat16 0.05
     key_env: str = server.KEY  # name of the environment variable that holds the server's key, if it wants one
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The words of the protocol: a request's body read into what is asked, and answers written as a reply.
 
-Fields follow OpenAI's chat completions and completions, with `return_token_ids` and `stop_token_ids` as in vLLM. A field that would change
-the answer and that this server cannot do is refused, never passed over.
+Fields follow OpenAI's chat completions and completions, with `return_token_ids` and `stop_token_ids` as in vLLM. A
+field that would change the answer and that this server cannot do is refused, never passed over.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from algorist.numerics.address import rng
 from algorist.numerics.groups import idle_share, length_spread
 from algorist.records import Problem, Question, Rollout, Verdict
 from algorist.stage import Run
+from algorist.stages.spread import picture
 from algorist.verify.pool import Pool
 
 
@@ -62,7 +63,7 @@ class Candidate:
 def curate(run: Run) -> store.Manifest:
     """Prompts whose responses by the parent policy have uniform length and are not mostly right already.
 
-    What was measured of every candidate is stored in `<stage>/prompts/candidates`.
+    What was measured of every candidate is stored in `<stage>/prompts/candidates`, and drawn in `prompts/spread.svg`.
     """
     settings: Prompts = run.settings.prompts
     asked = {question.problem_id for question in store.stream(run.set, Question)}
@@ -74,6 +75,9 @@ def curate(run: Run) -> store.Manifest:
     measured = _measured(run, candidates)
     verdicts = store.manifest(folder / "verdicts").id
     store.write(folder / "candidates", Candidate, measured, parents=[verdicts])
+    spread, idle = [one.length_spread for one in measured], [one.idle_share for one in measured]
+    drawn = picture(spread, idle, [one.kept for one in measured], run.settings.prompts.max_length_spread)
+    store.write_text(folder / "spread.svg", drawn)
     dropped = Counter(one.reason for one in measured if not one.kept)
     kept = [problem for problem, one in zip(candidates, measured, strict=True) if one.kept]
     if not kept:
