@@ -74,12 +74,14 @@ class Source:
         self.classes = {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
         self.names: dict[str, ast.expr] = {}  # module-level constants
         self.modules: dict[str, Path] = {}  # names under which other files of ours are imported
+        self.homes: dict[str, Path] = {}  # what is imported from a file of ours → that file
         for node in self.tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self.names[node.targets[0].id] = node.value
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("algorist"):
                 folder = HOUSE.joinpath(*(node.module or "").split(".")[1:])
                 self.modules |= {a.asname or a.name: folder / f"{a.name}.py" for a in node.names}
+                self.homes |= {a.asname or a.name: folder.with_suffix(".py") for a in node.names}
 
     def value(self, node: ast.expr) -> Any:
         """What a default is; an instance of a settings class is None, its own keys are listed."""
@@ -106,8 +108,11 @@ class Source:
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
             key, hint = field.target.id, ast.unparse(field.annotation)
-            if hint in self.classes:
-                yield from self.keys(hint, {}, f"{above}{key}.")
+            if hint.startswith("ClassVar"):
+                continue
+            home = self if hint in self.classes else Source(self.homes[hint]) if hint in self.homes else None
+            if home is not None:
+                yield from home.keys(hint, {}, f"{above}{key}.")
                 continue
             assert field.value is not None, f"{name}.{key} has no default"
             default = changed[key] if key in changed else self.value(field.value)

@@ -1,4 +1,4 @@
-"""The engine at a server: what is sent and how it is read, the words of its errors, and the tokens of our own server."""
+"""The engine at a server: what is sent, how it is read, what its errors say, and the tokens of our own server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from algorist import store
 from algorist.errors import RunError
 from algorist.evals import evaluate
-from algorist.generate import ids, native, remote, server
+from algorist.generate import ids, native, server
 from algorist.generate.remote import Remote, require_same, served_model
 from algorist.generate.rollouts import Native, Speaker
 from algorist.generate.sampling import Request, Response, Sampling

@@ -130,7 +130,8 @@ class _Run:
 
     async def work(self) -> None:
         for index in self.waiting:
-            self.found.append((index, await self.answer(index)))
+            response = await self.answer(index)  # on a line of its own: `some` takes the list away meanwhile
+            self.found.append((index, response))
             self.wake.set()
 
     def done(self, task: asyncio.Task[None]) -> None:

@@ -19,7 +19,6 @@ from algorist.errors import RunError
 from algorist.model.batches import Batch, Document, GroupBatch, cut, lay_out
 from algorist.model.policy import Policy
 from algorist.numerics import advantages
-from algorist.numerics.divergence import Estimator
 from algorist.records import Rollout
 from algorist.stage import Run, Step
 from algorist.stages.groups import Group
@@ -35,14 +34,12 @@ class Objective:
     """What is optimised on the selected responses."""
 
     advantage: Literal["grpo", "dr_grpo", "rloo", "lead"] = "grpo"  # relative to the group; PPO has its critic instead
-    average: Literal["response", "token", "horizon"] = (
-        "response"  # a response counts by 1, its length, length / max_tokens
-    )
+    average: Literal["response", "token", "horizon"] = "response"  # what counts alike in the loss: docs/stages/4.md
     clip_low: float = 0.2  # how far below 1 a ratio may fall before its gradient stops
     clip_high: float = 0.2  # how far above 1 it may rise
     dual_clip: float = 0.0  # largest ratio that a wrong response is pushed down with (arXiv 1912.09729); 0: none
     kl: float = 0.0  # weight of KL(policy || stage-3 model)
-    kl_estimator: Estimator = "k2"  # numerics/divergence.py: which has the right value and which the right gradient
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"  # which is right in what: numerics/divergence.py
     kl_ratio: bool = True  # k1 and k3 times the ratio to the policy that sampled, which makes their gradients right
     entropy: float = 0.0  # weight of the policy's entropy, which the loss raises
     correction: Literal["none", "truncate", "mask"] = "none"  # of tokens that trainer and sampler disagree on

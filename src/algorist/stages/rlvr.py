@@ -95,9 +95,7 @@ class Settings:
     updates: int = 1  # optimizer steps on one generation
     max_tokens: int = 25_600  # of a response
     group_size: int = 8  # samples of a prompt at a time
-    oversample: int = (
-        128  # most samples of a prompt, the only number that the paper prints; group_size or less: never again
-    )
+    oversample: int = 128  # most samples of a prompt, the only number that the paper prints; 0: never again
     enough_right: int = 1  # a prompt with fewer right responses is sampled again
     balance: bool = True  # learn from equally many right and wrong responses
     max_prompt_accuracy: float = 0.5  # prompts with a larger share of right responses are dropped
@@ -169,15 +167,17 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
             if groups.stored(run, generation):  # before a kill, by these very weights
                 _take(run, deck, groups.read(run, generation, problems), generation)
             else:
-                engine.hand_over(policy)
+                with clock.handing_over():
+                    engine.hand_over(policy)
                 speaker = Speaker(engine, run.chat, f"rlvr/{generation}", generation * settings.updates)
                 sampling = Sampling(temperature, 1.0, settings.max_tokens)
                 Sampler(run, speaker, pool, sampling, generation, watch, clock).fill(deck, problems)
-                engine.rest()
+                with clock.handing_over():
+                    engine.rest()
             began = time.monotonic()
             found = groups.read(run, generation, problems)
             facts = groups.facts(found) | {"temperature": temperature}
-            spent = {"generate_seconds": clock.generate, "verify_seconds": clock.verify}
+            spent = clock.spent()
             for step in optimizer_steps(run, policy, reference, found.kept, generation, facts):
                 prepared = {"prepare_seconds": time.monotonic() - began}
                 yield Step(step.batches, {**step.facts, **spent, **prepared}, step.may_stop)

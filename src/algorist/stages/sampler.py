@@ -10,12 +10,13 @@ run that was killed and made again samples the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from algorist.generate.rollouts import Begun, Speaker, never, stream
 from algorist.generate.sampling import Sampling
@@ -36,6 +37,18 @@ class Clock:
 
     generate: float = 0.0
     verify: float = 0.0  # of waiting for verdicts when nothing was left to generate
+    hand_over: float = 0.0  # of weights to the engine, and of waking it and sending it to sleep
+
+    @contextlib.contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """Count what the block takes."""
+        started = time.monotonic()
+        yield
+        self.hand_over += time.monotonic() - started
+
+    def spent(self) -> dict[str, float]:
+        """For the journal."""
+        return {f"{name}_seconds": seconds for name, seconds in asdict(self).items()}
 
 
 @dataclass
