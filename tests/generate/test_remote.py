@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from algorist.generate import ids, native, server
 from algorist.generate.remote import Remote, require_same, served_model
 from algorist.generate.rollouts import Native, Speaker
 from algorist.generate.sampling import Request, Response, Sampling
+from algorist.model.batches import Document, lay_out
 from algorist.model.checkpoints import open_policy
 from algorist.model.policy import Policy
 from algorist.numerics.address import key
@@ -169,7 +171,7 @@ def test_each_request_has_its_own_response() -> None:
 
     def answer(asked: dict[str, Any]) -> Said:
         seeds.append(asked["seed"])
-        return replace(echo(asked), after=0.001 * (asked["prompt"][-1] % 7))
+        return replace(echo(asked), after=0.05 + 0.001 * (asked["prompt"][-1] % 7))
 
     with crowded(lambda path, headers, body: answer(body)) as here:
         made = Remote(here.url, "m", frozenset({END}), concurrency=16)
@@ -343,14 +345,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def ours(served: PolicyModel) -> Iterator[Remote]:
+    with serving(served) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def served(folder: Path) -> PolicyModel:
     found = open_model(str(folder), num_slots=8)
     assert isinstance(found, PolicyModel)
     return found
 
 
-@pytest.fixture(scope="module")
-def ours(served: PolicyModel) -> Iterator[Remote]:
+@contextmanager
+def serving(served: PolicyModel) -> Iterator[Remote]:
+    """Our own server, on a free port in this process."""
     import uvicorn
 
     at = uvicorn.Server(uvicorn.Config(app(served, "tiny"), log_level="warning", lifespan="on"))
@@ -454,8 +463,6 @@ def test_logprobs_at_temperature_1_are_refused(served: PolicyModel) -> None:
         (said,) = native.sample(
             served.policy, [request], Sampling(body["temperature"], 1.0, body["max_tokens"]), end_ids=served.stops
         )
-        from algorist.model.batches import Document, lay_out
-
         row = lay_out([Document.of(request.prompt + said.tokens, len(request.prompt))])
         with torch.no_grad():
             raw = served.policy.logprobs(row)[row.weights > 0].tolist()
@@ -480,7 +487,7 @@ def test_evaluation_at_a_server(ours: Remote, served: PolicyModel, folder: Path,
     """Greedy responses and verdicts are those of the checkpoint in this process."""
     assert served.chat is not None
     settings = evaluate.Settings(temperature=0.0, top_p=1.0, max_tokens=24, default_samples=2, url=ours.url)
-    problems = [Problem.of(f"What is {i} + 1?", str(i + 1), "test") for i in range(5)]
+    problems = [Problem.of(f"What is {i} + 1?", str(i + 1)) for i in range(5)]
     policy, told = open_policy(folder, precision="float32"), []
     statements = [problem.statement for problem in problems]
     made = evaluate.engine(settings, policy, served.chat, statements, checkpoint=folder, say=told.append)
@@ -498,6 +505,26 @@ def test_evaluation_at_a_server(ours: Remote, served: PolicyModel, folder: Path,
     assert [(one.id, one.tokens, one.text, one.finish) for one in there] == [
         (one.id, one.tokens, one.text, one.finish) for one in expected
     ]
+
+
+def test_a_recipe_names_the_server(smoke_run: Path, command: Any, tmp_path: Path) -> None:
+    """The scores of a stage come from the server of its checkpoint, and from no other."""
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    model = open_model(str(run / "base" / "checkpoint"))
+    assert isinstance(model, PolicyModel)
+    recipe = Path(__file__).parents[2] / "recipes" / "smoke.toml"
+    with serving(model) as at:
+        words = ("run", recipe, "--out", run, "--set", f'evaluate.url="{at.url}"', "--until")
+        status, _, err = command(*words, "scores/base")
+        assert status == 0, err
+        assert f"{at.url}: serves {run}/base/checkpoint as tiny, " in err
+        there = store.read(run / "scores" / "base" / "toy" / "rollouts", Rollout)
+        before = store.read(smoke_run / "scores" / "base" / "toy" / "rollouts", Rollout)
+        assert [one.problem_id for one in there] == [one.problem_id for one in before] and there != before
+        status, _, err = command(*words, "scores/sft")
+    line = err.rstrip("\n").splitlines()[-1]
+    assert status == 4 and line.startswith(f"{at.url}: log-probabilities of ")
+    assert f" nats from those of {run}/sft/checkpoint, at most 0.005 was expected. " in line
 
 
 @pytest.mark.parametrize(
