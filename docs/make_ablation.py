@@ -157,15 +157,15 @@ def main() -> None:
     text = f"""# The three remedies, one by one
 
 Made by `python docs/make_ablation.py` from `python bench/ablation.py runs/tiny runs/ablation`: the made-up world, one
-checkpoint of stage 3 ({100 * start:.1f} % of 200 held-out problems at the start), {seeds} seeds of stage 4 for each arm,
+checkpoint of stage 3 ({100 * start:.1f} % of 200 held-out problems at the start), {seeds} seeds of stage 4 each,
 about {statistics.median(sampled):,.0f} sampled tokens each ({min(sampled):,} to {max(sampled):,}). What holds here is
 said in [stage 4](stages/4.md); a world of 0.8M parameters proves mechanisms, not the paper's scores.
 
 {table(arms)}
 
 Accuracy: 500 held-out problems, 4 samples each at temperature 0.6. Over plain: paired by seed and problem. Grad norm,
-spread: deviation over mean within a run. Length spread: within the groups sampled. Entropy and train - eval (accuracy of
-what is sampled in training less the held-out one, in points; prompts differ by arm, so compare it with care): over the
+spread: deviation over mean within a run. Length spread: within the groups sampled. Entropy and train - eval (accuracy
+of what is sampled in training less the held-out one, in points; prompts differ by arm): over the
 last three generations. Wasted: rollouts not learned from.
 
 ![learning curves](ablation.svg)
