@@ -59,13 +59,13 @@ def build(size: Size, device: torch.device, attend: str) -> Any:
 def ours(row: str, size: Size, device: torch.device, until: float, say: Say) -> None:
     """Every optimizer step of a row; before them, where there are pairs, the reference pass over all."""
     devices.settle()
-    policy = _policy(size, device)
+    policy = policy_of(size, device, size.row)
     steps, stage = work.steps(row, size), dpo if row == "dpo16k" else midtrain
     references = [_reference(policy, step, turn, size, say) for turn, step in enumerate(steps) if step.pairs]
     facts: dict[str, Any] = {"logprob_gap": _gap(policy, steps[0].documents[0][:COMPARED])} if references else {}
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
     tokens = size.longest if row == "sft20k" else size.row
-    kind = _fit(policy, optimizer, max(tokens, *(sum(map(len, r)) for step in steps for r in step.rows)))
+    kind = fit(policy, optimizer, max(tokens, *(sum(map(len, r)) for step in steps for r in step.rows)))
     facts |= {"path": policy.path, "recompute": kind}
     seconds = 0.0
     for turn, step in enumerate(steps):
@@ -89,17 +89,17 @@ def memory_used(device: torch.device) -> dict[str, Any]:
     return {"device": "cuda", "peak_gib": round(devices.peak_memory() / 2**30, 1)} if device.type == "cuda" else {}
 
 
-def _policy(size: Size, device: torch.device) -> Policy:
-    """Under the attention that a run would choose, which is told."""
+def policy_of(size: Size, device: torch.device, tokens: int) -> Policy:
+    """Under the attention that a run would choose for rows of `tokens`, which is told."""
     model = build(size, device, "eager")
-    shape, dtype = probe.Shape.of(model.config, size.row), getattr(torch, precision(device))
+    shape, dtype = probe.Shape.of(model.config, tokens), getattr(torch, precision(device))
     chosen = probe.choose(shape, device, dtype, say=lambda line: print(line, flush=True))
     policy = Policy(model, precision=precision(device), path=chosen.name)
     policy.train()
     return policy
 
 
-def _fit(policy: Policy, optimizer: Optimizer, tokens: int) -> str:
+def fit(policy: Policy, optimizer: Optimizer, tokens: int) -> str:
     """Chooses what is computed again as algorist/train.py does."""
     kind = memory.choose(memory.Need.of(policy, optimizer, tokens), memory.available(policy.device), "auto")
     recompute.apply(policy.model, kind)

@@ -1,4 +1,4 @@
-"""GRPO steps of ours and of TRL on the same prompts, groups and lengths; bench/grpo.py and bench/gpu_rollouts.py run them.
+"""GRPO steps on prompts, groups and lengths from a list, by ours; bench/grpo_trl.py has TRL's on the same.
 
 Random weights never stop, so each response has a length from a list. Ours is told it with the request (max_tokens), and
 so is transformers' continuous batching. `generate` has no such key: a logits processor forbids the end token before a
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +54,7 @@ class Work:
     top_p: float = 1.0
     average: str = "response"  # or "token": what TRL calls grpo and dapo
     tokens_per_batch: int = 1_024  # of ours
+    gradients: bool = False  # told of the turn whose responses are given
 
 
 @dataclass
@@ -144,7 +144,7 @@ class Imposed:
         self.engine.rest()
 
 
-def ours(work: Work, policy: Any, tell: Tell, *, updates: int = 1) -> None:
+def ours(work: Work, policy: Any, optimizer: Any, tell: Tell, *, updates: int = 1) -> None:
     """Each turn by the pieces of `algorist run`: the sampler, the store, selection and layout, loss and optimizer.
 
     Rollouts and verdicts are written to disk and read again, and sampler and trainer compared, as in a run.
@@ -156,12 +156,10 @@ def ours(work: Work, policy: Any, tell: Tell, *, updates: int = 1) -> None:
 
     from algorist.generate import rollouts
     from algorist.generate.sampling import Sampling
-    from algorist.model.optimizers import Optimizer
     from algorist.records import Problem, Verdict
     from algorist.stages import groups, learning, rlvr
 
-    clock = Clock(wait=_wait(policy.device))
-    optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
+    clock = Clock(wait=waiting(policy.device))
     sampling = Sampling(work.temperature, work.top_p, work.longest)
     with tempfile.TemporaryDirectory() as folder:
         run = _run(Path(folder), work, updates)
@@ -195,7 +193,7 @@ def ours(work: Work, policy: Any, tell: Tell, *, updates: int = 1) -> None:
                         loss.value.backward()
                         told["loss"] += float(loss.value.detach())
                     told["norm"] = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP))
-                    if turn.given:
+                    if turn.given and work.gradients:
                         told["gradient"] = gradient(policy.model, told["norm"])
                     optimizer.step(RATE)
                 told |= {name: value for name, value in step.facts.items() if name == "logprob_gap"}
@@ -242,177 +240,8 @@ def apart(ours: Gradient, theirs: Gradient) -> float:
     return float(np.sqrt(gaps / sum(float(np.square(one, dtype=np.float64).sum()) for one in theirs.values())))
 
 
-def _wait(device: Any) -> Callable[[], object]:
+def waiting(device: Any) -> Callable[[], object]:
+    """What waits for a device."""
     import torch
 
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
-def theirs(work: Work, model: Any, how: dict[str, Any], tell: Tell, *, bf16: bool) -> None:
-    """Each turn by TRL's GRPOTrainer on a model of transformers.
-
-    Args:
-        how   "batch": completions of one forward and backward; "generate": "dynamic", "static" or "cb", transformers'
-              continuous batching, with its keys in "batching"; "more": other keys of GRPOConfig
-        bf16  products in bfloat16
-    """
-    import torch
-    import transformers
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    warnings.filterwarnings("ignore")
-    cb, device = how["generate"] == "cb", next(model.parameters()).device
-    count = len(work.turns[0].lengths)
-    config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=how["batch"],
-        gradient_accumulation_steps=count // how["batch"],
-        num_generations=GROUP,
-        max_completion_length=work.longest,
-        max_steps=len(work.turns),
-        temperature=work.temperature,
-        top_p=work.top_p,
-        beta=0.0,
-        loss_type={"response": "grpo", "token": "dapo"}[work.average],
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        adam_beta2=0.95,
-        max_grad_norm=CLIP,
-        bf16=bf16,
-        gradient_checkpointing=how.get("again", False),
-        shuffle_dataset=False,
-        cache_implementation="static" if how["generate"] == "static" else None,
-        use_transformers_continuous_batching=cb,
-        transformers_continuous_batching_config=how.get("batching") if cb else None,
-        generation_kwargs={"eos_token_id": -1} if cb else None,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=False,
-        **how.get("more", {}),
-    )
-    rows = [{"prompt": text(prompt)} for turn in work.turns for prompt in turn.prompts]
-    state = _State(work, tell, Clock(wait=_wait(device)))
-    trainer: Any = GRPOTrainer(
-        model,
-        lambda completion_ids, **_: [1.0 if right(ids) else -1.0 for ids in completion_ids],
-        args=config,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(work.vocabulary),
-        rollout_func=state.given if work.turns[0].given else None,
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_steps(transformers.TrainerCallback, trainer, state))
-    for name, phase in (
-        ("_generate_single_turn", "generate"),
-        ("_calculate_rewards", "verify"),
-        ("_generate_and_score_completions", "prepare"),
-    ):
-        setattr(trainer, name, state.timed(getattr(trainer, name), phase))
-    with _imposed(torch, transformers, model, state):
-        trainer.train()
-
-
-@dataclass
-class _State:
-    """What the trainer's hooks know."""
-
-    work: Work
-    tell: Tell
-    clock: Clock
-    index: int = 0  # of the turn
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def turn(self) -> Turn:
-        """The one that is going on."""
-        return self.work.turns[self.index]
-
-    def timed(self, call: Any, phase: str) -> Any:
-        """The same call, counted as a phase."""
-
-        def run(*args: Any, **keys: Any) -> Any:
-            with self.clock.phase(phase):
-                return call(*args, **keys)
-
-        return run
-
-    def given(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """TRL's `rollout_func`: the responses of this turn."""
-        ids = trainer.processing_class(prompts)["input_ids"]
-        return {"prompt_ids": ids, "completion_ids": [list(one) for one in self.turn.given], "logprobs": None}
-
-
-def _steps(base: type, trainer: Any, state: _State) -> Any:
-    """A callback that tells of each optimizer step; the first, of given responses, once."""
-
-    class Steps(base):  # type: ignore[misc]
-        whole: Any = None
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.whole = state.clock.phase("train")
-            self.whole.__enter__()
-
-        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            if state.turn.given:
-                state.facts["gradient"] = gradient(trainer.model, 0.0)
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.whole.__exit__(None, None, None)
-
-        def on_log(self, args: Any, at: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if "loss" not in logs:
-                return
-            norm = float(logs["grad_norm"])
-            facts = state.facts | {"loss": logs["loss"], "norm": norm}
-            if "gradient" in facts:
-                facts["gradient"] = {name: one * max(1.0, norm / CLIP) for name, one in facts["gradient"].items()}
-            going = state.tell(state.index, state.clock.taken(), facts)
-            state.facts = {}
-            state.index += 1
-            trainer.rollout_func = None  # from now on it generates
-            control.should_training_stop |= not going
-
-    return Steps()
-
-
-@contextmanager
-def _imposed(torch: Any, transformers: Any, model: Any, state: _State) -> Iterator[None]:
-    """Lengths for `generate` and for continuous batching."""
-
-    class Ends(transformers.LogitsProcessor):  # type: ignore[misc]
-        """The end token at the length of each response, and nowhere else."""
-
-        def __init__(self, lengths: Sequence[int]) -> None:
-            self.lengths, self.ends, self.said = torch.tensor(lengths), set(lengths), 0
-
-        def __call__(self, ids: Any, scores: Any) -> Any:
-            self.said += 1
-            scores[:, 1] = -torch.inf
-            if self.said in self.ends:
-                over = (self.lengths == self.said).to(scores.device)
-                scores = scores.masked_fill(over[:, None], -torch.inf)
-                scores[over, 1] = 0.0
-            return scores
-
-    plain = model.generate
-
-    def generate(*args: Any, **keys: Any) -> Any:
-        return plain(*args, logits_processor=transformers.LogitsProcessorList([Ends(state.turn.lengths)]), **keys)
-
-    def add_requests(manager: Any, inputs: Any, max_new_tokens: Any = None, **_: Any) -> list[str]:
-        pairs = zip(inputs, state.turn.lengths, strict=True)
-        return [manager.add_request(list(ids), max_new_tokens=n, eos_token_id=-1) for ids, n in pairs]
-
-    manager = transformers.ContinuousBatchingManager
-    before = manager.add_requests
-    model.generate, manager.add_requests = generate, add_requests
-    try:
-        yield
-    finally:
-        manager.add_requests = before
-        del model.generate

@@ -33,16 +33,17 @@ from train import VOCABULARY, model
 
 Work = list[tuple[list[int], int]]  # (prompt, tokens of the response)
 
-OURS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "ours, compiled": {"compiled": True},
-}
-SLOTS = (32, 64, 128)
+OURS = "ours"
+SLOTS = (32, 64)
 GENERATE: dict[str, dict[str, Any]] = {
-    f"generate {kind} x {batch}{', sorted' if in_order else ''}": {"kind": kind, "batch": batch, "sorted": in_order}
-    for kind in ("dynamic", "static")
-    for batch in (16, 32, 64)
-    for in_order in (False, True)
+    "generate dynamic x 16": {"kind": "dynamic", "batch": 16, "order": "as given"},
+    "generate dynamic x 32": {"kind": "dynamic", "batch": 32, "order": "as given"},
+    "generate dynamic x 32, by prompt": {"kind": "dynamic", "batch": 32, "order": "prompt"},
+    "generate dynamic x 64": {"kind": "dynamic", "batch": 64, "order": "as given"},
+    "generate static x 32": {"kind": "static", "batch": 32, "order": "as given"},
+}
+ORACLE: dict[str, dict[str, Any]] = {
+    "oracle: generate dynamic x 32, by response": {"kind": "dynamic", "batch": 32, "order": "response"},
 }
 BATCHING: dict[str, dict[str, Any]] = {
     "continuous batching": {},
@@ -60,7 +61,7 @@ def work(options: argparse.Namespace, share: float = 1.0) -> Work:
     return [(p, max(1, int(n * share))) for p, n in zip(prompts, lengths.tolist(), strict=True)]
 
 
-def ours(jobs: Work, precision: str, how: dict[str, Any]) -> tuple[Callable[[Work], list[list[int]]], dict[str, Any]]:
+def ours(precision: str, slots: int) -> tuple[Callable[[Work], list[list[int]]], dict[str, Any]]:
     """The native sampler."""
     from algorist.generate.batching import How, Tally
     from algorist.generate.native import sample
@@ -75,8 +76,7 @@ def ours(jobs: Work, precision: str, how: dict[str, Any]) -> tuple[Callable[[Wor
     def run(some: Work) -> list[list[int]]:
         requests = [Request(tuple(prompt), key, max_tokens=length) for key, (prompt, length) in enumerate(some)]
         tally = Tally()
-        plan = How(compiled=how.get("compiled", False), tally=tally)
-        given = sample(policy, requests, Sampling(0.0), end_ids=(), num_slots=how["slots"], how=plan)
+        given = sample(policy, requests, Sampling(0.0), end_ids=(), num_slots=slots, how=How(tally=tally))
         notes.update({name: round(value, 2) for name, value in tally.seconds.items()})
         notes.update({"steps": tally.steps, "cache_tokens": tally.most, "preempted": tally.preempted})
         return [list(response.tokens) for response in given]
@@ -84,14 +84,16 @@ def ours(jobs: Work, precision: str, how: dict[str, Any]) -> tuple[Callable[[Wor
     return run, notes
 
 
-def generate(jobs: Work, precision: str, how: dict[str, Any]) -> Callable[[Work], list[list[int]]]:
+def generate(precision: str, how: dict[str, Any]) -> Callable[[Work], list[list[int]]]:
     """transformers' generate, in batches padded on the left, each until its longest response is done."""
     import torch
 
     peer = model("sdpa").eval()
 
     def run(some: Work) -> list[list[int]]:
-        order = sorted(range(len(some)), key=lambda i: some[i][1]) if how["sorted"] else list(range(len(some)))
+        order = list(range(len(some)))
+        if how["order"] != "as given":
+            order.sort(key=lambda i: len(some[i][0]) if how["order"] == "prompt" else some[i][1])
         said: dict[int, list[int]] = {}
         for first in range(0, len(order), how["batch"]):
             batch = order[first : first + how["batch"]]
@@ -148,10 +150,10 @@ def child(name: str, options: argparse.Namespace) -> None:
     """One contender: prints its figures as JSON."""
     warnings.filterwarnings("ignore")
     jobs, precision, notes = work(options), options.precision, {}
-    if name in OURS:
-        run, notes = ours(jobs, precision, OURS[name] | {"slots": options.slots})
-    elif name in GENERATE:
-        run = generate(jobs, precision, GENERATE[name])
+    if name == OURS:
+        run, notes = ours(precision, options.slots)
+    elif name in GENERATE or name in ORACLE:
+        run = generate(precision, (GENERATE | ORACLE)[name])
     else:
         run = batching(jobs, precision, BATCHING[name])
     run(work(options, 0.05))
@@ -213,7 +215,7 @@ def compare(options: argparse.Namespace) -> None:
     """All in turns."""
     slots = {}
     for number in [options.slots] if options.slots else SLOTS:
-        found = call("ours", options, number)
+        found = call(OURS, options, number)
         if "failed" in found:
             sys.exit(found["failed"])
         slots[number] = found["speed"]
@@ -223,7 +225,7 @@ def compare(options: argparse.Namespace) -> None:
         kind: [n for n in names if options.only in n] for kind, names in (("generate", GENERATE), ("cb", BATCHING))
     }
     best = {kind: fastest(kind, names, options) for kind, names in chosen.items()}
-    contenders = [*OURS, *(name for names in best.values() for name in names)]
+    contenders = [OURS, *(name for names in best.values() for name in names), *ORACLE]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name in contenders:
@@ -236,7 +238,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def show(rounds: dict[str, list[dict[str, Any]]], best: dict[str, list[str]], options: argparse.Namespace) -> None:
     """The rows, tokens compared first."""
-    said = rounds["ours"][0]["said"]
+    said = rounds[OURS][0]["said"]
     print(f"{len(said)} responses, {sum(map(len, said)):,} tokens, {options.precision}, {options.slots} slots")
     for name, found in rounds.items():
         whole, shared = same(said, found[0]["said"])
@@ -246,7 +248,7 @@ def show(rounds: dict[str, list[dict[str, Any]]], best: dict[str, list[str]], op
         row: dict[str, Any] = {"bench": "rollout", "who": name, "precision": options.precision}
         row |= {"tokens_per_s": round(speeds[name]), "rounds": [round(one["speed"]) for one in found]}
         for kind, names in best.items():
-            if names and name in OURS:
+            if names and name == OURS:
                 row[f"over_{kind}"] = round(speeds[name] / max(speeds[one] for one in names), 2)
         row |= {key: round(max(one[key] for one in found), 3) for key in ("peak_gib", "grown_gib")}
         print(f"  {name:36} {speeds[name]:8,.0f} tokens/s  {row['peak_gib']:.2f} GiB (+{row['grown_gib']:.2f})")

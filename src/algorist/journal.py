@@ -103,7 +103,8 @@ class Journal:
         yield entry
         now = time.monotonic()
         metrics = {key: _number(value) for key, value in entry.values.items()}
-        spent = [value for key, value in metrics.items() if key.endswith("_seconds")]
+        beside = "beside_seconds"  # of work that ran at the same time
+        spent = [value for key, value in metrics.items() if key.endswith("_seconds") and key != beside]
         if spent:
             metrics["idle_seconds"] = now - self._last - sum(spent)
         line = {"step": index, "seconds": now - self._last, **metrics}

@@ -11,10 +11,10 @@ import torch
 
 from algorist.errors import RunError
 from algorist.generate import native
-from algorist.generate.batching import How, Tally
+from algorist.generate.batching import Batching, How, Tally
 from algorist.generate.drawing import draw
 from algorist.generate.sampling import Request, Response, Sampling
-from algorist.generate.steps import Steps
+from algorist.generate.steps import Steps, room
 from algorist.model import lora
 from algorist.model.batches import Document, lay_out
 from algorist.model.cache import Decode, Kept, Pages
@@ -242,11 +242,11 @@ def test_a_request_may_have_a_length_of_its_own() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_cache_that_is_full_changes_nothing_and_is_never_exceeded(precision: str) -> None:
-    policy, sampling = tiny.policy("Phi3", precision=precision), Sampling(1.0, 1.0, 100)
-    asked = requests(24, seed=6)
-    expected, roomy = drawn(policy, asked, sampling, num_slots=12)
-    given, tally = drawn(policy, asked, sampling, num_slots=12, cache_tokens=5 * 32)
-    assert tally.preempted > 3 and tally.most <= 5 * 32 < roomy.most and roomy.preempted == 0
+    policy, sampling = tiny.policy("Phi3", precision=precision), Sampling(1.0, 1.0, 80)
+    asked = requests(10, seed=6)
+    expected, roomy = drawn(policy, asked, sampling, num_slots=6)
+    given, tally = drawn(policy, asked, sampling, num_slots=6, cache_tokens=4 * 32)
+    assert tally.preempted > 1 and tally.most <= 4 * 32 < roomy.most and roomy.preempted == 0
     if precision == "float32":
         assert_alike(given, expected)
     else:  # a text read again is rounded elsewhere
@@ -340,7 +340,7 @@ def test_matrices_in_bfloat16_give_the_trainers_numbers() -> None:
     pages = Pages(Kept.of(policy.model, policy.precision), 8, policy.device)
     text = [5, 9, 2, 30]
     with torch.inference_mode():
-        states = Steps(policy, pages, compiled=False).prefill([text], [pages.take(1)])
+        states = Steps(policy, pages).prefill([text], [pages.take(1)])
         expected = policy.hidden(lay_out([Document.of(text, 1)]))[-1:]
     assert torch.equal(states, expected)
 
@@ -369,6 +369,35 @@ def test_a_large_vocabulary_is_drawn_from_in_blocks() -> None:
     assert shares(flat, top_p=0.5).count_nonzero() == 2_500  # more likely words than are sorted at first
 
 
+@pytest.mark.parametrize("other", [2.0, 3.0])
+def test_rotary_factors_that_were_settled_are_not_looked_up_by_length(other: float) -> None:
+    """One set of LongRoPE's factors is lent as fixed ones, with the same numbers; two sets stay with the model."""
+    half = tiny.build("Phi3").model.rotary_emb.inv_freq.shape[0]
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    factors = {"short_factor": [2.0] * half, "long_factor": [other] * half}
+    policy = Policy(tiny.build("Phi3", max_position_embeddings=256, rope_parameters={**rope, **factors}))
+    rotary = policy.model.model.rotary_emb
+    steps = Steps(policy, Pages(Kept.of(policy.model, policy.precision), 4, policy.device))
+    with steps._borrowed():
+        assert rotary.rope_type == ("default" if other == 2.0 else "longrope")
+    assert rotary.rope_type == "longrope"
+    if other == 2.0:
+        asked = [Request((5, 6, 7), key("rope", i)) for i in range(3)]
+        given = native.sample(policy, asked, Sampling(1.0, 1.0, 50), end_ids=())
+        sampled = torch.tensor([x for response in given for x in response.logprobs])
+        assert float((sampled - logprobs_of(policy, asked, given, 1.0)).abs().max()) < 2e-4
+
+
+def test_a_cache_holds_all_that_may_come_where_memory_does_and_steps_by_powers_of_two_where_not() -> None:
+    """How much is free decides nothing as long as all fits; else only its highest bit does."""
+    policy, sampling = tiny.policy(), Sampling(1.0, 1.0, 40)
+    kept = Kept.of(policy.model, policy.precision)
+    found = room(kept, policy.device)
+    assert any(found == 2**power // kept.bytes for power in range(60))
+    pages = Batching(policy, requests(9), sampling, frozenset(END), num_slots=4, how=How()).pages
+    assert pages.total == 4 * 2 + 4 * 1 + 2 * 4  # two pages for each of four texts, their prompts', and two to spare
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pages_are_attended_where_they_stand(dtype: torch.dtype) -> None:
     """The kernel of numerics/paged.py, and the copies that other types take, beside plain attention."""
@@ -379,7 +408,7 @@ def test_pages_are_attended_where_they_stand(dtype: torch.dtype) -> None:
     table = (1 + torch.randperm(20, generator=generator)).int().view(5, 4)
     used = torch.tensor([1, 31, 32, 33, 128], dtype=torch.int32)
     query = torch.randn(5, 6, 12, generator=generator)
-    layout = Decode(pages, used.long(), table, used, 4)
+    layout = Decode(pages, used.expand(2, -1), table, used, 4)
     found = layout.attend(0, query, 0.3)
     copied = layout._gathered(query.to(dtype), pages.keys[0], pages.values[0], 0.3)
     for row in range(5):

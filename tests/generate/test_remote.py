@@ -508,7 +508,7 @@ def test_evaluation_at_a_server(ours: Remote, served: PolicyModel, folder: Path,
 
 
 def test_a_recipe_names_the_server(smoke_run: Path, command: Any, tmp_path: Path) -> None:
-    """The scores of a stage come from the server of its checkpoint, and from no other."""
+    """The scores of a stage come from the server of its checkpoint; the next stage has another one."""
     run = shutil.copytree(smoke_run, tmp_path / "run")
     model = open_model(str(run / "base" / "checkpoint"))
     assert isinstance(model, PolicyModel)
@@ -524,7 +524,7 @@ def test_a_recipe_names_the_server(smoke_run: Path, command: Any, tmp_path: Path
         status, _, err = command(*words, "scores/sft")
     line = err.rstrip("\n").splitlines()[-1]
     assert status == 4 and line.startswith(f"{at.url}: log-probabilities of ")
-    assert f" nats from those of {run}/sft/checkpoint, at most 0.005 was expected. " in line
+    assert f" nats from those of {run}/midtrain/checkpoint, at most 0.005 was expected. " in line
 
 
 @pytest.mark.parametrize(
@@ -542,3 +542,14 @@ def test_settings_that_cannot_be(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as raised:
         evaluate.Settings(**given)
     assert str(raised.value) == words
+
+
+def test_nobody_at_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
+    with pytest.raises(RunError) as raised:
+        served_model(url, checkpoint="runs/x/sft/checkpoint")
+    assert str(raised.value) == (
+        f"{url}: one model was expected (ConnectError: [Errno 111] Connection refused). Serve runs/x/sft/checkpoint "
+        "there, or mend [evaluate] url and model."
+    )

@@ -164,6 +164,30 @@ def test_without_vllm():
     )
 
 
+def test_tensors_that_an_engine_holds_are_compared_by_name_and_shape():
+    class Worker:
+        model = torch.nn.ModuleDict({"norm": torch.nn.Linear(3, 1), "fused": torch.nn.Linear(3, 2)})
+
+        def get_model(self):
+            return self.model
+
+    given = {name: tensor.detach().clone() for name, tensor in Worker.model.named_parameters()}
+    given["fused.weight"] = torch.zeros(9, 3)
+    given["elsewhere"] = torch.zeros(1)
+    assert engines.held(Worker(), given) == (3, [])
+    assert engines.held(Worker(), {name: tensor.double() for name, tensor in given.items()}) == (3, [])
+    given["norm.bias"] += 1e-3
+    assert engines.held(Worker(), given) == (3, ["norm.bias"])
+    assert engines.held(Worker(), {}) == (0, [])
+
+
+def test_a_request_may_have_a_limit_of_its_own():
+    sampling = Sampling(1.0, 1.0, 20)
+    assert engines.parameters(Request((1, 2), 7, (3,), (0.0,), 5), sampling, {9})["max_tokens"] == 4
+    assert engines.over(Request((1, 2), 7, (3, 4), (0.0, 0.0), 2), sampling, {9}) == "length"
+    engines.fits([Request((1, 2), 7, max_tokens=5)], sampling, 7)
+
+
 def test_both_names_of_tied_weights_are_handed_over_without_a_copy():
     policy = Policy(tiny.build("Llama", tied=True))
     found = dict(engines.weights(policy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -216,7 +217,46 @@ def test_the_critic_learns_alone_at_first_and_whitening_spans_the_step(tmp_path:
             assert float((weights * (found - mean).square()).sum() / weights.sum()) == pytest.approx(1.0, rel=1e-4)
 
 
-@pytest.mark.parametrize("keys", [{}, LONG, {"updates": 2, "algorithm": "ppo"}], ids=["plain", "carried", "ppo"])
+def test_ahead_a_generation_is_sampled_by_the_policy_before_the_one_before(tmp_path: Path, parent: Parent) -> None:
+    run = made(tmp_path, parent, [MIXED, UNEVEN, WRONG], steps=4, updates=2, engine=Engine(ahead=True))
+    run = replace(run, recipe=with_rate(run, save_every=3))
+    stops = []
+
+    def watched(run: Run, policy: Policy) -> Iterator[Step]:
+        for step in rlvr.steps(run, policy):
+            stops.append(step.may_stop)
+            yield step
+
+    train(replace(run, stage=replace(run.stage, steps=watched)))
+    versions = [{part.version for one in shard(run, generation) for part in one.parts} for generation in range(4)]
+    assert versions == [{0}, {0}, {2}, {4}]
+    assert stops == [False, False, False, True, False, True, False, False]  # saves are due after steps 3 and 6
+    entries = [entry for entry in journal.read(run.folder) if "sampled" in entry]
+    assert [entry["beside_seconds"] > 0 for entry in entries] == [False, True, True, True]
+    assert all(entry["idle_seconds"] > -0.01 for entry in entries)
+    assert entries[0]["sampler_gap"] < 1e-4
+    assert max(entry.get("sampler_gap", 0.0) for entry in entries[1:]) > 1e-4  # the policy has moved since
+
+
+def test_what_is_sampled_ahead_is_given_up_when_the_run_ends(tmp_path: Path, parent: Parent) -> None:
+    engine = Engine(ahead=True, num_slots=1)
+    run = made(tmp_path, parent, [MIXED], steps=2, group_size=64, oversample=0, engine=engine)
+    found = rlvr.steps(run, opened(run))
+    next(found)
+    found.close()
+    assert not (run.folder / "verdicts" / "00001.parquet").exists()
+    assert "generation_0" not in {thread.name for thread in threading.enumerate()}
+
+
+KINDS: dict[str, Any] = {
+    "plain": {},
+    "carried": LONG,
+    "ppo": {"updates": 2, "algorithm": "ppo"},
+    "ahead": {"engine": Engine(ahead=True, issue=1.5), "updates": 2},
+}
+
+
+@pytest.mark.parametrize("keys", KINDS.values(), ids=KINDS)
 def test_a_run_is_resumed_and_learned_from_again_bit_for_bit(tmp_path: Path, parent: Parent, keys: Any) -> None:
     def begun(name: str) -> Run:
         run = made(tmp_path / name, parent, [MIXED, UNEVEN, WRONG], **{"steps": 4, **keys})
@@ -225,7 +265,7 @@ def test_a_run_is_resumed_and_learned_from_again_bit_for_bit(tmp_path: Path, par
     straight = begun("straight")
     card, entries = train(straight), told(straight.folder)
     versions = {part.version for one in shard(straight, 3) for part in one.parts}
-    assert len(versions) > 1 or "engine" not in keys
+    assert len(versions) > 1 or keys is not LONG
     assert len({entry.get("loss") for entry in entries}) > 1
     for at in range(1, 4):
         run = begun(f"killed in generation {at}")
@@ -256,10 +296,10 @@ def shard(run: Run, generation: int) -> list[Rollout]:
     return store.read_shard(run.folder / "rollouts" / f"{generation:05d}.parquet", Rollout)
 
 
-def with_rate(run: Run) -> Recipe:
+def with_rate(run: Run, save_every: int = 1) -> Recipe:
     """The run's recipe, learning fast enough for its numbers to change, and saved after each step."""
     settings, training = run.recipe.values["rlvr"]
-    values = {**run.recipe.values, "rlvr": (settings, replace(training, learning_rate=1e-3, save_every=1))}
+    values = {**run.recipe.values, "rlvr": (settings, replace(training, learning_rate=1e-3, save_every=save_every))}
     return replace(run.recipe, values=values)
 
 

@@ -48,8 +48,7 @@ class Tally:
 class How:
     """How the sampler works; it changes no response, but by rounding."""
 
-    cache_tokens: int = 0  # of the cache at most; 0: what fits into the memory that is free
-    compiled: bool = False  # compile the layers: faster after the first call, which waits for it
+    cache_tokens: int = 0  # of the cache at most; 0: by the machine's memory, see generate/steps.py
     tally: Tally = field(default_factory=Tally)
 
 
@@ -95,7 +94,7 @@ class Batching:
         self.born = 0
         self.texts: dict[tuple[int, ...], _Text] = {}
         self.pages = self._cache(policy, how)
-        self.steps = Steps(policy, self.pages, compiled=how.compiled)
+        self.steps = Steps(policy, self.pages)
         longest = max((len(r.prompt) + limit for r, limit in zip(requests, self.limits, strict=True)), default=0)
         self.table = np.zeros((self.width, self.pages.pages(longest)), dtype=np.int32)
         self.lengths = np.zeros(self.width, dtype=np.int64)  # tokens in the cache, by row
@@ -116,7 +115,7 @@ class Batching:
             yield index, self._response(index)
 
     def _cache(self, policy: Policy, how: How) -> Pages:
-        """Room for what may be needed, or for as much as may be had."""
+        """Room for all that may be needed, so that nobody is preempted; or for as much as may be had."""
         size = PAGE[self.device.type]
         kept = Kept.of(policy.model, policy.precision)
         most = [-(-(len(r.prompt) + limit) // size) for r, limit in zip(self.requests, self.limits, strict=True)]

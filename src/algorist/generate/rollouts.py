@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from algorist.generate import native
 from algorist.generate.sampling import Request, Response, Sampling
@@ -36,7 +39,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Native:
-    """The embedded sampler: it has the weights of the policy in training, so that nothing is handed over."""
+    """The embedded sampler. It has the weights of the policy in training, and nothing is handed over; or a copy."""
 
     policy: Policy
     stops: frozenset[int]  # tokens that end a response
@@ -51,11 +54,24 @@ class Native:
         )
 
     def hand_over(self, policy: Policy) -> None:
-        """Nothing to do."""
-        assert policy is self.policy, "the native engine samples from the policy that it was made with"
+        """Copy the weights where they are not the policy's own."""
+        if policy is not self.policy:
+            with torch.no_grad():
+                for own, given in zip(self.policy.model.parameters(), policy.model.parameters(), strict=True):
+                    own.copy_(given)
 
     def rest(self) -> None:
         """Nothing to do: a stream's cache goes when the stream ends."""
+
+
+def copied(policy: Policy, device: str = "") -> Policy:
+    """A policy with weights of its own, without gradients and critic, on `device` or the policy's own."""
+    critic, policy.critic = policy.critic, None
+    try:
+        other = copy.deepcopy(policy)
+    finally:
+        policy.critic = critic
+    return other.to(device or policy.device).requires_grad_(False)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class Request:
     logprobs: tuple[float, ...] = ()  # of `said`, at the temperatures that they were sampled at
     max_tokens: int = 0  # of the response, what was said before included; 0: the sampling's
 
+    def limit(self, sampling: Sampling) -> int:
+        """The most tokens that the response may have."""
+        return self.max_tokens or sampling.max_tokens
+
 
 @dataclass(frozen=True)
 class Response:

@@ -1,8 +1,9 @@
 """What the sampler asks of the model: prompts into the cache, and one more token for each sequence.
 
 Between two calls the policy is the trainer's. During one it is lent: matrices are in the type of the products, cast
-once and not at every step; rotary factors that were settled for all lengths are not looked up by length, which would
-make a GPU wait; and layers are compiled where the caller wants it. The numbers are the trainer's.
+once and not at every step; and rotary factors that were settled for all lengths are not looked up by length, which
+would make a GPU wait. The numbers are the trainer's. Layers that the trainer has compiled stay so; compiling them for
+sampling alone does not pay on a CPU, where a step is matrix products and attention.
 
 On a GPU a decoding step is a captured graph, replayed for every batch that it is large enough for.
 """
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from algorist.model import longrope, memory, recompute
+from algorist.model import longrope, memory
 from algorist.model.attention import Documents
 from algorist.model.cache import Decode, Kept, Pages, Prefill
 from algorist.model.policy import Policy
@@ -30,7 +31,12 @@ _SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the memory that is free: the rest is fo
 
 
 def room(kept: Kept, device: torch.device) -> int:
-    """Tokens for which a cache may take memory that is free now."""
+    """Tokens that a cache may hold where not all that may come fits: those of the largest power of two of bytes that
+    leaves enough of the memory that is free now.
+
+    Who has to wait, and so which response finishes first, follows from this number. Steps so wide are taken because
+    free memory is never twice the same: a resumed run finds another number only where it lies at the border of two.
+    """
     if device.type == "cuda":
         used = torch.cuda.memory_allocated(device)
     elif sys.platform.startswith("linux"):
@@ -39,15 +45,16 @@ def room(kept: Kept, device: torch.device) -> int:
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     else:
         used = 0
-    return int(_SHARE[device.type] * (memory.available(device) - used) / kept.bytes)
+    free = int(_SHARE[device.type] * (memory.available(device) - used))
+    return (1 << max(0, free.bit_length() - 1)) // kept.bytes
 
 
 class Steps:
     """Forward passes of a policy over a cache."""
 
-    def __init__(self, policy: Policy, pages: Pages, *, compiled: bool) -> None:
+    def __init__(self, policy: Policy, pages: Pages) -> None:
         self.policy, self.pages = policy, pages
-        self._lent = [*_cast(policy), *_settled(policy.model), *(_compiled(policy.model) if compiled else ())]
+        self._lent = [*_cast(policy), *_settled(policy.model)]
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._captures = policy.device.type == "cuda"
 
@@ -57,14 +64,15 @@ class Steps:
         lengths = [len(text) for text in texts]
         bounds = np.cumsum([0, *lengths])
         places = [np.arange(length) for length in lengths]
-        where = [np.asarray(pages)[p // size] * size + p % size for pages, p in zip(held, places, strict=True)]
-        tokens, positions, kept = _upload(device, np.concatenate(texts), np.concatenate(places), np.concatenate(where))
+        into = [np.asarray(pages)[place // size] for pages, place in zip(held, places, strict=True)]
+        positions = np.concatenate(places)
+        given = _upload(device, np.concatenate(texts), positions, np.concatenate(into), positions % size)
         with self._borrowed():
             states = self.policy.trunk(
-                tokens,
-                positions,
+                given[0],
+                given[1],
                 documents=Documents.of(bounds.tolist(), device, self.policy.path),
-                prefill=Prefill(self.pages, kept),
+                prefill=Prefill(self.pages, given[2:]),
             )
         return states[torch.from_numpy(bounds[1:] - 1).to(device)]
 
@@ -82,12 +90,13 @@ class Steps:
             table    (S, W) pages of each sequence, room for the new token included
         """
         device, size = self.policy.device, self.pages.size
-        where = table[np.arange(len(table)), lengths // size].astype(np.int64) * size + lengths % size
-        given, positions, kept = _upload(device, tokens, lengths, where)
+        into = table[np.arange(len(table)), lengths // size]
+        rows = _upload(device, tokens, lengths, into, lengths % size)
+        given, positions = rows[0], rows[1]
         widest = int(lengths.max()) // size + 1
         used = (positions + 1).int()
         with self._borrowed():
-            layout = Decode(self.pages, kept, torch.from_numpy(table).to(device), used, widest)
+            layout = Decode(self.pages, rows[2:], torch.from_numpy(table).to(device), used, widest)
             if self._captures:
                 try:
                     return self._replay(given, positions, layout)
@@ -110,8 +119,8 @@ class Steps:
         graph, buffers = self._graphs[key]
         given = {"tokens": tokens, "positions": positions, "where": layout.where, "used": layout.used}
         for name, tensor in given.items():
-            buffers[name][:count] = tensor
-            buffers[name][count:] = 1 if name == "used" else 0
+            buffers[name][..., :count] = tensor
+            buffers[name][..., count:] = 1 if name == "used" else 0
         buffers["table"][:count] = layout.table
         buffers["table"][count:] = 0
         graph.replay()
@@ -122,7 +131,7 @@ class Steps:
     ) -> tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]:
         """A graph whose rows all write to page 0 while it is made."""
         buffers = {name: torch.zeros(rows, dtype=torch.int64, device=device) for name in ("tokens", "positions")}
-        buffers["where"] = torch.zeros(rows, dtype=torch.int64, device=device)
+        buffers["where"] = torch.zeros(2, rows, dtype=torch.int64, device=device)
         buffers["used"] = torch.ones(rows, dtype=torch.int32, device=device)
         buffers["table"] = torch.zeros(rows, width, dtype=torch.int32, device=device)
         layout = Decode(self.pages, buffers["where"], buffers["table"], buffers["used"], widest)
@@ -173,13 +182,6 @@ def _settled(model: nn.Module) -> Iterator[Loan]:
         for module in model.modules():
             if getattr(module, "rope_type", None) == "longrope":
                 yield module.__dict__, "rope_type", "default"
-
-
-def _compiled(model: nn.Module) -> Iterator[Loan]:
-    """Layers whose norms, rotary embedding, gate and residuals are few loops; those that are compiled stay so."""
-    for layer in recompute.layers(model).values():
-        if "forward" not in layer.__dict__:
-            yield layer.__dict__, "forward", torch.compile(layer.forward, dynamic=True)
 
 
 def _upload(device: torch.device, *rows: Any) -> Tensor:

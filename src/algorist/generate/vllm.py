@@ -17,7 +17,7 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,21 @@ class Vllm:
             yield index, begun[index].response()
 
     def hand_over(self, policy: Policy) -> None:
-        """Give the engine the policy's weights as they are now, and forget what was cached under the old ones."""
+        """Give the engine the policy's weights as they are now, and forget what was cached under the old ones.
+
+        Raises:
+            RunError where the engine then holds another tensor than the policy under one of its names.
+        """
         assert not self.engine.has_unfinished_requests(), "a response would be continued under other weights"
         self._wake()
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights(policy)})
         assert self.engine.reset_prefix_cache(), "keys and values of the old weights are still held"
+        ((compared, stale),) = self.engine.collective_rpc(held, args=(dict(weights(policy)),))
+        if stale or not compared:
+            raise RunError(
+                f"vLLM holds old weights after a hand-over: of {compared} tensors that can be compared {len(stale)} "
+                f"differ ({', '.join(stale[:3]) or 'none was found'}). Take the native engine for this model."
+            )
 
     def rest(self) -> None:
         """Give the GPU's memory back until the next stream or hand-over; the weights wait in the machine's memory.
@@ -212,6 +222,17 @@ def weights(policy: Policy) -> Iterable[tuple[str, Tensor]]:
     return (lora.merged(policy.model) if lora.attached(policy.model) else policy.model.state_dict()).items()
 
 
+def held(worker: Any, given: Mapping[str, Tensor]) -> tuple[int, list[str]]:
+    """How many tensors a worker of vLLM keeps under the names and in the shapes of `given`, and which of them differ.
+
+    Others it fuses or packs; what a stale hand-over leaves behind shows in those that can be compared.
+    """
+    own = {name: tensor for name, tensor in worker.get_model().named_parameters() if name in given}
+    same = {name: tensor for name, tensor in own.items() if tensor.shape == given[name].shape}
+    differ = [name for name, tensor in same.items() if not torch.equal(tensor, given[name].to(tensor))]
+    return len(same), differ
+
+
 def parameters(request: Request, sampling: Sampling, end_ids: Collection[int]) -> dict[str, Any]:
     """What vLLM's SamplingParams are told for one request.
 
@@ -221,7 +242,7 @@ def parameters(request: Request, sampling: Sampling, end_ids: Collection[int]) -
     asked = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens - len(request.said),
+        "max_tokens": request.limit(sampling) - len(request.said),
         "stop_token_ids": sorted(end_ids),
         "ignore_eos": True,  # the config's; ours are the line above
         "logprobs": 0,  # of the token that was drawn, and no others
@@ -235,16 +256,16 @@ def over(request: Request, sampling: Sampling, end_ids: Collection[int]) -> str:
     """How a response was finished before it came here: "stop", "length", or empty where it goes on."""
     if request.said and request.said[-1] in end_ids:
         return "stop"
-    return "length" if len(request.said) >= sampling.max_tokens else ""
+    return "length" if len(request.said) >= request.limit(sampling) else ""
 
 
 def fits(requests: Sequence[Request], sampling: Sampling, context: int) -> None:
     """Raise RunError where a prompt with the longest response is longer than the context."""
-    longest = max((len(request.prompt) for request in requests), default=0)
-    if longest + sampling.max_tokens > context:
+    longest = max(requests, key=lambda one: len(one.prompt) + one.limit(sampling), default=Request((), 0))
+    if len(longest.prompt) + longest.limit(sampling) > context:
         raise RunError(
-            f"A prompt of {longest} tokens with a response of up to {sampling.max_tokens} does not fit into the "
-            f"{context} tokens that vLLM was opened for. Drop such prompts or raise the limit."
+            f"A prompt of {len(longest.prompt)} tokens with a response of up to {longest.limit(sampling)} does not fit "
+            f"into the {context} tokens that vLLM was opened for. Drop such prompts or raise the limit."
         )
 
 

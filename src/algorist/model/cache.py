@@ -54,10 +54,7 @@ class Pages:
     def __init__(self, kept: Kept, count: int, device: torch.device) -> None:
         self.size = PAGE[device.type]
         self.total = count
-        shape = (count + 1, self.size, kept.heads, kept.head_dim)
-        self.keys, self.values = (
-            [torch.empty(shape, dtype=kept.dtype, device=device) for _ in range(kept.layers)] for _ in range(2)
-        )
+        self.keys, self.values = ([_pages(kept, count + 1, device) for _ in range(kept.layers)] for _ in range(2))
         self._users = np.zeros(count + 1, dtype=np.int32)
         self._free: list[int] = []
         self._fresh = 1  # pages from here on were never handed out
@@ -99,9 +96,17 @@ class Pages:
             cache[written] = cache[read]
 
     def write(self, layer: int, where: Tensor, key: Tensor, value: Tensor) -> None:
-        """Keep (T, K, D) keys and values of a layer at places `where` (T,): page times size plus place in it."""
+        """Keep (T, K, D) keys and values of a layer at `where` (2, T): pages, and places in them."""
         for cache, fresh in ((self.keys[layer], key), (self.values[layer], value)):
-            cache.flatten(0, 1).index_copy_(0, where, fresh.to(cache.dtype))
+            cache.index_put_((where[0], where[1]), fresh.to(cache.dtype))
+
+
+def _pages(kept: Kept, count: int, device: torch.device) -> Tensor:
+    """(N, P, K, D) for one layer. On a CPU the tokens of one head stand together, because one thread reads them."""
+    size = PAGE[device.type]
+    if device.type == "cpu":
+        return torch.empty(count, kept.heads, size, kept.head_dim, dtype=kept.dtype).transpose(1, 2)
+    return torch.empty(count, size, kept.heads, kept.head_dim, dtype=kept.dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Prefill:
     """Keep the keys and values of a flat row of T tokens while attending within documents."""
 
     pages: Pages
-    where: Tensor  # (T,) int64: see Pages.write
+    where: Tensor  # (2, T) int64: see Pages.write
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Decode:
     """One new token in each of S sequences: kept, then attending to all that its sequence holds."""
 
     pages: Pages
-    where: Tensor  # (S,) int64: see Pages.write
+    where: Tensor  # (2, S) int64: see Pages.write
     table: Tensor  # (S, W) int32: the pages of each sequence, in order
     used: Tensor  # (S,) int32: tokens of each sequence, the new one included
     widest: int  # pages that any sequence uses
@@ -128,7 +133,8 @@ class Decode:
         if query.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16):
             from algorist.numerics import paged  # numba takes a second to load, and only sampling on a CPU needs it
 
-            return paged.attend(query.float(), keys, values, self.table, self.used, scale)
+            by_head = (keys.transpose(1, 2), values.transpose(1, 2))
+            return paged.attend(query.float(), *by_head, self.table, self.used, scale)
         if query.device.type == "cuda" and keys.dtype in (torch.float16, torch.bfloat16):
             return self._flash(query.to(keys.dtype), keys, values, scale)
         return self._gathered(query.to(keys.dtype), keys, values, scale)

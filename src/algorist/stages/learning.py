@@ -72,8 +72,8 @@ def optimizer_steps(
     Raises RunError where trainer and sampler disagree by more than `health.max_logprob_gap`.
     """
     updates = run.settings.updates
-    version = generation * updates
-    gap = _gap(run, policy, kept, version)
+    ahead = run.settings.engine.ahead and generation > 0  # what is compared moved by one generation since
+    gap = _gap(run, policy, kept, (generation - ahead) * updates)
     limit = run.settings.health.max_logprob_gap
     if gap.get("logprob_gap", 0.0) > limit:
         raise RunError(
@@ -192,7 +192,7 @@ def _documents(run: Run, rollouts: Sequence[Rollout], prompts: dict[str, tuple[i
 
 @torch.no_grad()
 def _gap(run: Run, policy: Policy, kept: Sequence[Group], version: int) -> dict[str, float]:
-    """|trainer - sampler| of tokens that this very policy has just sampled, on a few responses; {} without any."""
+    """|trainer - sampler| of tokens that the latest policy to sample said, on a few responses; {} without any."""
     learned = [(group, group.rollouts[i]) for group in kept for i in group.selection.kept]
     fresh = [(group, one) for group, one in learned if set(_versions(one)) == {version}][:_PROBED]
     if not fresh:

@@ -27,23 +27,21 @@ import torch
 
 from algorist import store
 from algorist.generate import rollouts
-from algorist.generate.rollouts import Speaker
 from algorist.generate.sampling import Sampling
 from algorist.model.batches import GroupBatch
 from algorist.model.policy import CriticKind, Policy
-from algorist.numerics import losses, schedules
+from algorist.numerics import losses
 from algorist.numerics.divergence import kl_penalty
 from algorist.numerics.importance import correction
 from algorist.numerics.losses import Loss
 from algorist.records import Problem
 from algorist.stage import Plan, Run, Stage, Step, Training
 from algorist.stages import groups, health
+from algorist.stages.generations import Generations, temperature
 from algorist.stages.health import Health
 from algorist.stages.learning import Objective, optimizer_steps
-from algorist.stages.prompts import Deck, Prompts, curate
-from algorist.stages.sampler import Clock, Sampler
+from algorist.stages.prompts import Prompts, curate
 from algorist.stages.shaping import Reward
-from algorist.stages.watch import Watch
 from algorist.verify.pool import Pool
 
 
@@ -77,12 +75,16 @@ class Engine:
     num_slots: int = 128  # sequences decoded together
     memory: float = 0.5  # share of the GPU's memory that vLLM may take while it samples
     issue: float = 1.0  # prompts asked per prompt needed; above 1 the slowest are cut and go on in the next generation
+    ahead: bool = False  # sample the next generation while this one is learned from, by a copy of the policy
+    device: str = ""  # of the native engine's copy, such as "cuda:1"; the policy's own unless given
 
     def __post_init__(self) -> None:
         if self.num_slots < 1 or self.issue < 1:
             raise ValueError("num_slots and issue must be at least 1.")
         if not 0 < self.memory < 1:
             raise ValueError("memory is a share, above 0 and below 1.")
+        if self.device and not (self.ahead and self.kind == "native"):
+            raise ValueError('device is that of a copy of the policy: it needs ahead = true and kind = "native".')
 
 
 @dataclass(frozen=True)
@@ -155,32 +157,20 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
     engine = _engine(run, policy, problems.values())
     reference = run.opened() if settings.objective.kl else None
     first = run.start // settings.updates
-    deck = _deck(run, problems, first)
-    watch = Watch(run.folder, settings.health.patience)
-    with Pool.of(run.recipe) as pool:
+    with Pool.of(run.recipe) as pool, Generations(run, engine, pool, problems, first) as generations:
         for generation in range(first, settings.steps):
-            annealing: Annealing = settings.temperature
-            temperature = schedules.temperature(
-                generation, settings.steps, start=annealing.start, end=annealing.end, over=annealing.over
-            )
-            clock = Clock()
-            if groups.stored(run, generation):  # before a kill, by these very weights
-                _take(run, deck, groups.read(run, generation, problems), generation)
-            else:
-                with clock.handing_over():
-                    engine.hand_over(policy)
-                speaker = Speaker(engine, run.chat, f"rlvr/{generation}", generation * settings.updates)
-                sampling = Sampling(temperature, 1.0, settings.max_tokens)
-                Sampler(run, speaker, pool, sampling, generation, watch, clock).fill(deck, problems)
-                with clock.handing_over():
-                    engine.rest()
+            found, clock = generations.get(generation, policy)
+            if settings.engine.ahead:
+                generations.send_ahead(generation, policy)
             began = time.monotonic()
-            found = groups.read(run, generation, problems)
-            facts = groups.facts(found) | {"temperature": temperature}
+            facts = groups.facts(found) | {"temperature": temperature(run, generation)}
             spent = clock.spent()
             for step in optimizer_steps(run, policy, reference, found.kept, generation, facts):
+                may_stop = step.may_stop and (not settings.engine.ahead or _save_is_due(run, generation))
                 prepared = {"prepare_seconds": time.monotonic() - began}
-                yield Step(step.batches, {**step.facts, **spent, **prepared}, step.may_stop)
+                if may_stop:
+                    generations.wait()
+                yield Step(step.batches, {**step.facts, **spent, **prepared}, may_stop)
                 began, spent = time.monotonic(), {}
 
 
@@ -238,7 +228,8 @@ def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
 def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.Engine:
     settings = run.settings
     if settings.engine.kind == "native":
-        return rollouts.Native(policy, run.chat.stops, settings.engine.num_slots)
+        sampling = rollouts.copied(policy, settings.engine.device) if settings.engine.ahead else policy
+        return rollouts.Native(sampling, run.chat.stops, settings.engine.num_slots)
     from algorist.generate import vllm
 
     longest = max(len(run.chat.prompt_ids(problem.statement)) for problem in problems)
@@ -251,21 +242,10 @@ def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.E
     )
 
 
-def _deck(run: Run, problems: Mapping[str, Problem], first: int) -> Deck:
-    """The deck as the generations before `first` left it."""
-    deck = Deck(run, list(problems.values()))
-    for generation in range(first):
-        _take(run, deck, groups.read(run, generation, problems), generation)
-    return deck
-
-
-def _take(run: Run, deck: Deck, found: groups.Generation, generation: int) -> None:
-    """Bring the deck to where a stored generation left it."""
-    before = {rollout.problem_id for rollout in groups.carried(run, generation - 1)}
-    asked = {rollout.problem_id for rollout in (*(said for said, _ in found.heard), *found.carried)}
-    deck.take(asked - before, generation, before)
-    for group in found.groups:
-        deck.note(group.problem.id, bool(group.right) and all(group.right))
+def _save_is_due(run: Run, generation: int) -> bool:
+    """Whether the loop wants to save within a generation."""
+    every, updates = run.training.save_every, int(run.settings.updates)
+    return (generation + 1) * updates // every > generation * updates // every
 
 
 def _alarm(settings: Any, entries: health.Entries) -> str:

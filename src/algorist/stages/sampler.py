@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
-from algorist.generate.rollouts import Begun, Speaker, never, stream
+from algorist.generate.rollouts import Begun, Speaker, stream
 from algorist.generate.sampling import Sampling
 from algorist.numerics.groups import wants_more
 from algorist.records import Problem, Rollout, Verdict
@@ -38,6 +39,7 @@ class Clock:
     generate: float = 0.0
     verify: float = 0.0  # of waiting for verdicts when nothing was left to generate
     hand_over: float = 0.0  # of weights to the engine, and of waking it and sending it to sleep
+    beside: float = 0.0  # of sampling and verifying while the generation before was learned from
 
     @contextlib.contextmanager
     def handing_over(self) -> Iterator[None]:
@@ -49,6 +51,10 @@ class Clock:
     def spent(self) -> dict[str, float]:
         """For the journal."""
         return {f"{name}_seconds": seconds for name, seconds in asdict(self).items()}
+
+
+class Stopped(Exception):
+    """A sampling was given up because the run ends; nothing of it is stored."""
 
 
 @dataclass
@@ -75,6 +81,7 @@ class Sampler:
     generation: int
     watch: Watch
     clock: Clock = field(default_factory=Clock)
+    stopped: threading.Event = field(default_factory=threading.Event)  # set: give up, store nothing
 
     def fill(self, deck: Deck, problems: Mapping[str, Problem]) -> None:
         """Ask until `batch_size` groups can be learned from, or `refills` are spent, and store the generation.
@@ -135,7 +142,11 @@ class Sampler:
         """Sample `wanted` until `needed` of its prompts are complete; verify beside."""
         golds = {problem.id: problem.answer for problem, _ in wanted}
         missing = Counter(problem.id for problem, _ in wanted)
-        enough = never if needed >= len(missing) else lambda: sum(not count for count in missing.values()) >= needed
+
+        def enough() -> bool:
+            complete = needed < len(missing) and sum(not count for count in missing.values()) >= needed
+            return complete or self.stopped.is_set()
+
         found: dict[int, Rollout] = {}
         judged: list[tuple[list[int], Future[list[Verdict]]]] = []
         together: list[int] = []
@@ -163,6 +174,8 @@ class Sampler:
             verdicts = {
                 place: verdict for places, said in judged for place, verdict in zip(places, said.result(), strict=True)
             }
+        if self.stopped.is_set():
+            raise Stopped
         self.clock.generate += generated - started
         self.clock.verify += time.monotonic() - generated
         for place, (problem, index) in enumerate(wanted):

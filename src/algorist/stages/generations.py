@@ -1,0 +1,120 @@
+"""Which generation is sampled when, and by which weights: in turns with learning, or one generation ahead of it.
+
+In turns is the default: every token is sampled by the weights that learn from it. With `engine.ahead` a copy of the
+policy, on another device where one is named, samples the next generation while this one is learned from. The queue
+between them holds one generation and no more, so nothing can run away or lock: the sampler waits for weights, the
+trainer for the generation, never both. What is learned from is then one generation old, which the ratio in the loss
+or a `correction` accounts for.
+
+A save is exact where nothing is under way: ahead, the stage may stop only where it has waited for the next generation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from algorist.generate.rollouts import Engine, Speaker
+from algorist.generate.sampling import Sampling
+from algorist.model.policy import Policy
+from algorist.numerics import schedules
+from algorist.records import Problem
+from algorist.stage import Run
+from algorist.stages import groups
+from algorist.stages.prompts import Deck
+from algorist.stages.sampler import Clock, Sampler
+from algorist.stages.watch import Watch
+from algorist.verify.pool import Pool
+
+
+def temperature(run: Run, generation: int) -> float:
+    """Of the sampling in a generation: remedy 3."""
+    keys = run.settings.temperature
+    return schedules.temperature(generation, run.settings.steps, start=keys.start, end=keys.end, over=keys.over)
+
+
+class Generations:
+    """The generations of a run, each sampled at most once; a context manager."""
+
+    def __init__(self, run: Run, engine: Engine, pool: Pool, problems: Mapping[str, Problem], first: int) -> None:
+        """`first` is the generation that the run goes on with; those before it are on disk."""
+        self._run, self._engine, self._pool, self._problems = run, engine, pool, problems
+        self._watch = Watch(run.folder, run.settings.health.patience)
+        self._deck, self._drawn = Deck(run, list(problems.values())), -1
+        for generation in range(first):
+            self._take(generation)
+        self._beside = ThreadPoolExecutor(1, "generation")
+        self._stopped = threading.Event()
+        self._coming: Future[Clock] | None = None
+        self._clock = Clock()  # of the generation that is being sampled
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What is under way is given up."""
+        self._stopped.set()
+        self._beside.shutdown()
+
+    def get(self, generation: int, policy: Policy) -> tuple[groups.Generation, Clock]:
+        """A generation, sampled now by the policy as it is unless it was before, and the time it took."""
+        if self._coming is None:
+            clock = self._begin(generation, policy)
+            clock = clock or self._sample(generation, generation * self._run.settings.updates)
+        else:
+            started = time.monotonic()
+            found = self._coming.result()
+            waited = time.monotonic() - started
+            clock = Clock(generate=waited, hand_over=found.hand_over, beside=found.generate + found.verify)
+            self._coming = None
+        return groups.read(self._run, generation, self._problems), clock
+
+    def send_ahead(self, generation: int, policy: Policy) -> None:
+        """Sample the next generation beside, by the policy as it is now, whatever becomes of it meanwhile."""
+        if generation + 1 < self._run.settings.steps and self._begin(generation + 1, policy) is None:
+            version = generation * self._run.settings.updates
+            self._coming = self._beside.submit(self._sample, generation + 1, version)
+
+    def wait(self) -> None:
+        """Until nothing is under way."""
+        if self._coming is not None:
+            self._coming.exception()
+
+    def _begin(self, generation: int, policy: Policy) -> Clock | None:
+        """A clock where the generation stands on disk, sampled before a kill; else hand the weights over."""
+        if groups.stored(self._run, generation):
+            self._take(generation)
+            return Clock()
+        self._clock = Clock()
+        with self._clock.handing_over():
+            self._engine.hand_over(policy)
+        return None
+
+    def _sample(self, generation: int, version: int) -> Clock:
+        clock = self._clock
+        speaker = Speaker(self._engine, self._run.chat, f"rlvr/{generation}", version)
+        sampling = Sampling(temperature(self._run, generation), 1.0, self._run.settings.max_tokens)
+        sampler = Sampler(self._run, speaker, self._pool, sampling, generation, self._watch, clock, self._stopped)
+        sampler.fill(self._deck, self._problems)
+        self._drawn = generation
+        with clock.handing_over():
+            self._engine.rest()
+        return clock
+
+    def _take(self, generation: int) -> None:
+        """Bring the deck to where a stored generation left it, once."""
+        if generation <= self._drawn:
+            return
+        self._drawn = generation
+        found = groups.read(self._run, generation, self._problems)
+        before = {rollout.problem_id for rollout in groups.carried(self._run, generation - 1)}
+        asked = {rollout.problem_id for rollout in (*(said for said, _ in found.heard), *found.carried)}
+        self._deck.take(asked - before, generation, before)
+        for group in found.groups:
+            self._deck.note(group.problem.id, bool(group.right) and all(group.right))
