@@ -53,7 +53,7 @@ def _steps_theirs(who: str, model: Any, size: Size, device: torch.device, until:
             begin, end = max(t[0] for t in times), min(t[-1] for t in times)
             steady = [t for t in times[-1] if begin < t <= end]
         else:
-            steady = _generate(model, prompts, [count] * batch, device)
+            steady = _generate(model, prompts, [count] * batch, count, device)
         seconds = np.diff(steady)[WARM:].tolist()
         if not seconds:
             say({"set": f"{batch} x {context:,}", "who": who, "failed": "no steps in which all sequences were decoded"})
@@ -65,7 +65,10 @@ def _steps_theirs(who: str, model: Any, size: Size, device: torch.device, until:
 def _generate(
     model: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
 ) -> list[float]:
-    """transformers' generate until the longest is done; the moments before each token was drawn."""
+    """transformers' generate until the longest is done; the moments before each token was drawn.
+
+    The cache has `room` for as many: one of another size would be compiled anew.
+    """
     ending, moments = grpo_trl.ending(lengths), []
 
     def processor(ids: Tensor, scores: Tensor) -> Any:
@@ -78,7 +81,7 @@ def _generate(
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max(lengths),
+            max_new_tokens=room,
             eos_token_id=1,
             cache_implementation="static",
             logits_processor=[processor],
@@ -125,13 +128,17 @@ def _rollouts_theirs(who: str, how: dict[str, Any], model: Any, size: Size, devi
         else:
             for first in range(0, len(asked), how["batch"]):
                 prompts, lengths = zip(*asked[first : first + how["batch"]], strict=True)
-                _generate(model, prompts, lengths, device)
+                _generate(model, prompts, lengths, of(size).longest, device)
         say(rollout(size, device, asked, now(device) - began, short) | {"who": who})
 
 
 def _learn_theirs(who: str, how: dict[str, Any], size: Size, device: torch.device, until: float, say: Say) -> None:
     asked = learning(size, timed=1)
     model = sharpened(build(size, device, "sdpa"), size)
-    keys = how | ({"batching": {"num_blocks": 64, "max_batch_tokens": 256}} if device.type == "cpu" else {})
+    cpu = device.type == "cpu"
+    batching = (
+        {"num_blocks": 64, "max_batch_tokens": 256} if cpu else {"use_cuda_graph": True, "max_memory_percent": 0.5}
+    )
+    keys = how | {"batching": batching}
     tell = teller("on policy", who, size, device, until, say, asked, {})
     grpo_trl.theirs(asked, model, keys, tell, bf16=precision(device) == "bfloat16")

@@ -243,7 +243,7 @@ def teller(
     name: str, who: str, size: Size, device: torch.device, until: float, say: Say, asked: grpo.Work, facts: Any
 ) -> grpo.Tell:
     """Says each turn of a contender; the gradients of given responses are compared by their length."""
-    scale = 1.0 if who == "ours" else math.sqrt(grpo.GROUP / (grpo.GROUP - 1))  # bench/grpo_steps.py, `apart`
+    scale = 1.0 if who == "ours" else 1 / grpo.SAMPLE
 
     def tell(index: int, seconds: dict[str, float], told: dict[str, Any]) -> bool:
         turn, total = asked.turns[index], sum(seconds.values())

@@ -23,6 +23,9 @@ from typing import Any
 import numpy as np
 
 GROUP, RATE, CLIP = 8, 1e-6, 1.0
+# TRL divides by the sample deviation of a group and ours by that of its population: its advantages are so many of ours,
+# but for the 1e-4 that it adds to the deviation.
+SAMPLE = ((GROUP - 1) / GROUP) ** 0.5
 PHASES = ("generate", "verify", "prepare", "train")
 Ids = tuple[int, ...]
 Gradient = dict[str, Any]  # name → (…) float32
@@ -232,11 +235,9 @@ def gradient(model: Any, norm: float) -> Gradient:
 
 
 def apart(ours: Gradient, theirs: Gradient) -> float:
-    """|ours - theirs| / |theirs|. TRL divides by the sample deviation of a group and ours by that of its population:
-    its advantages, and so its gradients, are sqrt(7/8) of ours, but for the 1e-4 that it adds to the deviation."""
+    """|ours - theirs| / |theirs|, ours in the units of TRL's advantages."""
     assert ours.keys() == theirs.keys()
-    scale = np.sqrt((GROUP - 1) / GROUP)
-    gaps = sum(float(np.square(scale * ours[name] - theirs[name], dtype=np.float64).sum()) for name in ours)
+    gaps = sum(float(np.square(SAMPLE * ours[name] - theirs[name], dtype=np.float64).sum()) for name in ours)
     return float(np.sqrt(gaps / sum(float(np.square(one, dtype=np.float64).sum()) for one in theirs.values())))
 
 

@@ -136,6 +136,7 @@ def _steps(base: type, trainer: Any, state: _State) -> Any:
                 return
             norm = float(logs["grad_norm"])
             facts = state.facts | {"loss": logs["loss"], "norm": norm}
+            facts["tokens"] = round(logs["completions/mean_length"] * len(state.turn.lengths))
             if "gradient" in facts:
                 facts["gradient"] = {name: one * max(1.0, norm / CLIP) for name, one in facts["gradient"].items()}
             going = state.tell(state.index, state.clock.taken(), facts)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,80 @@ def test_training_rows(lines, row, sets):
             assert own["loss_gap"] == 0 and own["path"] == "grouped" and own["recompute"] == "none"
     if row == "dpo16k":
         assert of(found, "policy step", "ours")["logprob_gap"] < 1e-5
+
+
+def test_steps_of_decoding(lines):
+    found = lines("decode_step")
+    one, many = (of(found, name, "ours") for name in ("1 x 40", "3 x 40"))
+    assert one["unit"] == "ms" and one["value"] > 0
+    assert one["of_ceiling"] == pytest.approx(one["bound"] / one["value"], rel=0.5)
+    assert one["bound"] < many["bound"] < 1.2 * one["bound"]  # matrices are read once, however many sequences
+
+
+def test_rollouts(lines):
+    found = lines("rollout")
+    ragged, late = (of(found, name, "ours") for name in ("ragged", "late"))
+    assert ragged["unit"] == late["unit"] == "tokens/s" and 0 < ragged["value"] < ragged["bound"]
+    assert ragged["logprob_gap"] < 1e-4 and 0 < late["value"] < late["bound"]
+
+
+def test_grpo_steps(lines):
+    found = lines("grpo_step")
+    for name in ("on policy", "two updates"):
+        own = of(found, name, "ours")
+        assert own["unit"] == "tokens/s" and 0 < own["value"] < own["bound"] and own["logprob_gap"] < 1e-4
+        assert set(own["phases"]) == {"generate", "verify", "prepare", "train"} and 0 < own["outside"] < 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("average", ["response", "token"])
+def test_ours_and_trl_take_the_same_grpo_step(gpu, average):
+    pytest.importorskip("trl")
+    import gpu_rollouts
+    import gpu_training
+    import grpo_steps as steps
+    import grpo_trl
+
+    from algorist.model.optimizers import Optimizer
+    from algorist.model.policy import Policy
+
+    size, cpu = gpu.SIZES["tiny"], torch.device("cpu")
+    asked = replace(gpu_rollouts.learning(size, timed=0), average=average, gradients=True)
+    told: dict[str, list[tuple[dict[str, float], dict[str, Any]]]] = {"ours": [], "theirs": []}
+
+    def tell(who: str) -> Any:
+        return lambda index, seconds, facts: told[who].append((seconds, facts)) is None
+
+    policy = Policy(gpu_training.build(size, cpu, "eager"))
+    policy.train()
+    steps.ours(asked, policy, Optimizer(policy, kind="adamw", weight_decay=0.0), tell("ours"))
+    peer = gpu_training.build(size, cpu, "sdpa")
+    grpo_trl.theirs(asked, peer, {"generate": "static", "batch": 8}, tell("theirs"), bf16=False)
+    (ours, _), (theirs, generated) = told["ours"], told["theirs"]
+    assert steps.apart(ours[1]["gradient"], theirs[1]["gradient"]) < 1e-3
+    if average == "token":  # a mean over responses is 0 whatever they are
+        assert steps.SAMPLE * ours[1]["loss"] == pytest.approx(theirs[1]["loss"], rel=1e-3)
+        assert abs(theirs[1]["loss"]) > 1e-4
+    assert generated[1]["tokens"] == asked.turns[1].tokens  # by itself, and as long as it was told
+    assert generated[0]["generate"] > 0 and generated[0]["train"] > 0
+
+
+def test_what_decoding_must_read(gpu):
+    import gpu_rollouts
+
+    full, card = gpu.SIZES["full"], torch.device("cuda")
+    # Milliseconds a step at 4.3 TB/s, and seconds of the whole rollouts: performance is judged by these.
+    for batch, context, expected in ((1, 2_048, 1.85), (64, 2_048, 5.78), (64, 8_192, 17.8), (256, 2_048, 17.8)):
+        asked = gpu_rollouts.step(full, card, batch, context, [1.0])["bytes"]
+        assert asked / 4.3e9 == pytest.approx(expected, rel=0.01)
+    lengths = [count for _, count in gpu_rollouts.jobs(full)]
+    assert len(lengths) == 128 and max(lengths) == 1_536 and sum(lengths) == pytest.approx(77_000, rel=0.05)
+    assert gpu_rollouts.read(full, card, lengths) / 4.3e12 == pytest.approx(4.1, rel=0.1)
+
+
+def test_the_shorter_peer_of_sampling_runs_first(gpu):
+    for row, last in (("decode_step", "continuous batching"), ("rollout", "continuous batching")):
+        assert gpu.contenders(row, peers=True)[-1] == last and gpu.contenders(row, peers=False) == ["ours"]
 
 
 def test_a_contender_in_a_process_of_its_own_tells_the_same(gpu, monkeypatch):
