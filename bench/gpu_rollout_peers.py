@@ -63,7 +63,7 @@ def _steps_theirs(who: str, model: Any, size: Size, device: torch.device, until:
 
 
 def _generate(
-    model: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int], device: torch.device
+    model: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int], room: int, device: torch.device
 ) -> list[float]:
     """transformers' generate until the longest is done; the moments before each token was drawn.
 

@@ -132,7 +132,10 @@ def test_ours_and_trl_take_the_same_grpo_step(gpu, average):
     from algorist.model.policy import Policy
 
     size, cpu = gpu.SIZES["tiny"], torch.device("cpu")
-    asked = replace(gpu_rollouts.learning(size, timed=0), average=average, gradients=True)
+    asked = gpu_rollouts.learning(size, timed=1)
+    turn = asked.turns[-1]
+    given = tuple(tuple(range(2 + i, 2 + i + length)) for i, length in enumerate(turn.lengths))
+    asked = replace(asked, turns=(replace(turn, given=given), turn), average=average, gradients=True)
     told: dict[str, list[tuple[dict[str, float], dict[str, Any]]]] = {"ours": [], "theirs": []}
 
     def tell(who: str) -> Any:

@@ -43,6 +43,7 @@ TORCH_FREE_TOO = (
     "toy/teacher",
     "toy/words",
     "generate/sampling",
+    "generate/ids",
     "generate/server",
     "generate/endpoints",
     "generate/answers",
