@@ -164,8 +164,8 @@ def test_what_decoding_must_read(gpu):
         asked = gpu_rollouts.step(full, card, batch, context, [1.0])["bytes"]
         assert asked / 4.3e9 == pytest.approx(expected, rel=0.01)
     lengths = [count for _, count in gpu_rollouts.jobs(full)]
-    assert len(lengths) == 128 and max(lengths) == 1_536 and sum(lengths) == pytest.approx(77_000, rel=0.05)
-    assert gpu_rollouts.read(full, card, lengths) / 4.3e12 == pytest.approx(4.1, rel=0.1)
+    assert len(lengths) == 128 and max(lengths) == 1_536 and sum(lengths) == pytest.approx(77_000, rel=0.01)
+    assert gpu_rollouts.read(full, card, lengths) / 4.3e12 == pytest.approx(4.1, rel=0.02)
 
 
 def test_the_shorter_peer_of_sampling_runs_first(gpu):

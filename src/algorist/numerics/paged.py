@@ -48,16 +48,17 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, used: Ten
     assert query.dtype == torch.float32 and used.dtype == table.dtype == torch.int32
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     pages = [x if x.dtype == torch.float32 else x.view(torch.uint16) for x in (keys, values)]  # numpy has no bfloat16
-    arrays = [x.numpy() for x in (query.contiguous(), *pages, table, used, out)]
+    cache, layout = (pages[0].numpy(), pages[1].numpy()), (table.numpy(), used.numpy())
+    arrays = (query.contiguous().numpy(), out.numpy(), cache, layout)
     tasks, threads = len(query) * keys.shape[1], torch.get_num_threads()
-    if threads == 1 or int(arrays[4].sum()) * keys.shape[1] * keys.shape[3] < _ALONE:
+    if threads == 1 or int(layout[1].sum()) * keys.shape[1] * keys.shape[3] < _ALONE:
         _some(0, tasks, *arrays, scale)
     else:
         _together(tasks, threads, arrays, scale)
     return out
 
 
-def _together(tasks: int, threads: int, arrays: list[Any], scale: float) -> None:
+def _together(tasks: int, threads: int, arrays: tuple[Any, ...], scale: float) -> None:
     """All tasks, by this thread and as many others as come to help before they are done."""
     parts = min(tasks, _PARTS * threads)
     tickets = itertools.count()
@@ -91,10 +92,9 @@ def _typed(number: Any) -> Any:
 
 
 @numba.njit(nogil=True, cache=True)
-def _some(
-    first: int, last: int, query: Any, keys: Any, values: Any, table: Any, used: Any, out: Any, scale: float
-) -> None:
+def _some(first: int, last: int, query: Any, out: Any, cache: Any, layout: Any, scale: float) -> None:
     """Tasks `first` to `last`; a task is a sequence and a key head."""
+    (keys, values), (table, used) = cache, layout
     heads = keys.shape[1]
     group = query.shape[1] // heads
     for task in range(first, last):

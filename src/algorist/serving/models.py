@@ -177,7 +177,7 @@ def open_model(source: str, *, precision: str = "float32", max_tokens_cap: int =
 
     Args:
         max_tokens_cap  the longest response given, in tokens; 0: half the model's context, at most 4,096
-        num_slots       sequences decoded together; the cache is laid out for so many of the longest
+        num_slots       sequences decoded together
 
     Raises:
         RecipeError where there is no such model or precision.
