@@ -84,7 +84,7 @@ class Batching:
     ) -> None:
         self.requests, self.sampling, self.ends, self.tally = requests, sampling, ends, how.tally
         self.device = policy.device
-        self.limits = [request.max_tokens or sampling.max_tokens for request in requests]
+        self.limits = [request.limit(sampling) for request in requests]
         self.said = [list(request.said) for request in requests]
         self.logprobs = [list(request.logprobs) for request in requests]
         self.width = min(num_slots, len(requests))

@@ -31,7 +31,7 @@ def over(request: Request, sampling: Sampling, end_ids: Collection[int]) -> str:
 
 def room(request: Request, sampling: Sampling) -> int:
     """How many tokens a response may still get."""
-    return (request.max_tokens or sampling.max_tokens) - len(request.said)
+    return request.limit(sampling) - len(request.said)
 
 
 def body(
