@@ -112,6 +112,8 @@ def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callab
     for line in memory.describe(need, room, kind, training.recompute).splitlines():
         say(f"{run.stage.name}: {line}")
     recompute.apply(policy.model, kind)
+    if policy.critic is not None and policy.critic.trunk is not None:
+        recompute.apply(policy.critic.trunk, kind)
     if training.compile:
         attention.fuse(policy.model)
 

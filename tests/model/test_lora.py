@@ -82,12 +82,13 @@ def test_adapters_and_critic_are_trained_and_nothing_else() -> None:
     policy = adapted(critic="shared")
     frozen = {name: p.detach().clone() for name, p in policy.named_parameters() if not p.requires_grad}
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
-    assert trained == {f"model.{name}" for name in lora.tensors(policy.model)} | {"critic.weight", "critic.bias"}
+    adapters = {f"model.{name}" for name in lora.tensors(policy.model)}
+    assert trained == adapters | {"critic.head.weight", "critic.head.bias"}
     assert "model.lm_head.weight" in frozen and "model.model.norm.weight" in frozen
     row, optimizer = tiny.row(1, LENGTHS), Optimizer(policy, kind="adamw", weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     hidden = policy.hidden(row)
-    (policy.values(hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
+    (policy.values(row, hidden).sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
     optimizer.step(1e-2)
     for name, p in policy.named_parameters():
         assert torch.equal(p, before[name]) is (name in frozen), name
@@ -169,7 +170,7 @@ def test_a_save_on_the_way_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
     straight, optimizer = opened()
     learn(straight, optimizer, 1)
-    straight.critic.bias.data.fill_(0.5)  # type: ignore[union-attr]
+    straight.critic.head.bias.data.fill_(0.5)  # type: ignore[union-attr]
     card = checkpoints.save(tmp_path / "step", straight, words.tokenizer(), Checkpoint("", "sft", 1), optimizer)
     resumed, again = opened()
     assert checkpoints.resume(tmp_path / "step", resumed, again) == 1

@@ -53,9 +53,13 @@ def test_every_kind_gives_the_same_numbers_bit_for_bit(family: str, precision: s
 def test_the_gradient_of_a_critic_too() -> None:
     row, found = tiny.row(1, LENGTHS), []
     for kind in KINDS:
-        policy = Policy(made(kind).model, critic="shared")
+        policy = Policy(made("none").model, critic="own")
+        assert policy.critic is not None and policy.critic.trunk is not None
+        torch.nn.init.constant_(policy.critic.head.weight, 0.1)
+        recompute.apply(policy.model, kind)
+        recompute.apply(policy.critic.trunk, kind)
         hidden = policy.hidden(row)
-        (policy.values(hidden).square().sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
+        (policy.values(row, hidden).square().sum() + policy.logprobs(row, hidden=hidden).sum()).backward()
         found.append(tiny.gradient(policy))
     assert torch.equal(found[1], found[0]) and torch.equal(found[2], found[0])
 

@@ -57,12 +57,13 @@ class Need:
         trained = [p for p in policy.parameters() if p.requires_grad]
         kept = measure(policy)
         head, casts = _head(policy), _casts(policy)
+        trunks = 1 if policy.critic is None or policy.critic.trunk is None else 2  # both wait for one backward
         return cls(
             tokens=tokens,
             weights=_size(policy.parameters()),
             gradients=_size(trained),
             optimizer=optimizer.planned_bytes(),
-            activations={kind: round(kept.all[kind] * tokens) for kind in KINDS},
+            activations={kind: round(trunks * kept.all[kind] * tokens) for kind in KINDS},
             work={
                 kind: max(head, casts, round(kept.work[kind] * tokens)) + (casts if kind == "none" else 0)
                 for kind in KINDS
