@@ -26,10 +26,10 @@ def picture(bars: Sequence[Bar]) -> str:
         if own != lane:
             lane = own
             y += _GAP
-            parts.append(_text(14, y, own, "bold"))
+            parts.append(text(14, y, own, "bold"))
             y += 8
         scale = _BAR / longest[own]
-        parts.append(_text(26, y + 14, name))
+        parts.append(text(26, y + 14, name))
         x = float(_LEFT)
         shades = [(left, _KEPT.get(own, _OTHER)), *zip(dropped.values(), _DROPPED * (1 + len(dropped)), strict=False)]
         for count, colour in shades:
@@ -37,21 +37,32 @@ def picture(bars: Sequence[Bar]) -> str:
             x += count * scale
         entered = left + sum(dropped.values())
         share = f" ({100 * left / entered:.1f} %)" if entered else ""
-        parts.append(_text(_LEFT + _BAR + 10, y + 14, f"{left:,} of {entered:,}{share}"))
+        parts.append(text(_LEFT + _BAR + 10, y + 14, f"{left:,} of {entered:,}{share}"))
         y += _ROW + (6 if dropped else 0)
         for (reason, count), colour in zip(_named(dropped), _DROPPED * (1 + _MOST), strict=False):
             parts.append(f'<rect x="{_LEFT}" y="{y - 8}" width="9" height="9" fill="{colour}"/>')
-            parts.append(_text(_LEFT + 15, y, f"{count:,} {reason}", "small"))
+            parts.append(text(_LEFT + 15, y, f"{count:,} {reason}", "small"))
             y += _LINE
         y += 4 if dropped else 0
+    title = text(14, 24, "The funnel: what came in, what was left out and why, what was kept", "bold")
+    return sheet(_WIDTH, y + 14, [title, *parts])
+
+
+def sheet(width: int, height: int, parts: Sequence[str]) -> str:
+    """An SVG of `parts` on white, with the classes "bold" and "small" for its words."""
     style = (
         "text{font:13px system-ui,sans-serif;fill:#222}.bold{font-weight:600}.small{font-size:11px;fill:#555}"
         "svg{background:#fff}"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y + 14}" width="{_WIDTH}">'
-    ground = f'<rect width="{_WIDTH}" height="{y + 14}" fill="#fff"/>'
-    title = _text(14, 24, "The funnel: what came in, what was left out and why, what was kept", "bold")
-    return "\n".join([head, f"<style>{style}</style>", ground, title, *parts, "</svg>", ""])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">'
+    ground = f'<rect width="{width}" height="{height}" fill="#fff"/>'
+    return "\n".join([head, f"<style>{style}</style>", ground, *parts, "</svg>", ""])
+
+
+def text(x: float, y: float, words: str, kind: str = "") -> str:
+    """Words of a picture whose line begins at a place."""
+    mark = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:g}" y="{y:g}"{mark}>{escape(words)}</text>'
 
 
 def _named(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -61,8 +72,3 @@ def _named(dropped: Mapping[str, int]) -> list[tuple[str, int]]:
         return reasons
     rest = reasons[_MOST - 1 :]
     return [*reasons[: _MOST - 1], (f"for {len(rest)} other reasons", sum(count for _, count in rest))]
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    mark = f' class="{kind}"' if kind else ""
-    return f'<text x="{x}" y="{y}"{mark}>{escape(text)}</text>'

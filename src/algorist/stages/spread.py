@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from algorist.data.picture import sheet, text
+
 _WIDTH, _HEIGHT, _LEFT, _GAP = 420, 150, 46, 60  # pixels of a panel, its margin and the space between two
 _BINS = 24
 _ALL, _KEPT = "#c9ccd4", "#2f6f9f"
@@ -23,11 +25,8 @@ def picture(spread: Sequence[float], idle: Sequence[float], kept: Sequence[bool]
     first = _panel("length spread within a group (deviation / mean)", spread, kept, _LEFT, most)
     second = _panel("idle share of a group's slots", idle, kept, 2 * _LEFT + _WIDTH + _GAP, None)
     width, height = 2 * (_LEFT + _WIDTH) + 2 * _GAP, _HEIGHT + 110
-    style = "text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#555}svg{background:#fff}"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">'
-    ground = f'<rect width="{width}" height="{height}" fill="#fff"/>'
     counts = f"Prompt selection: {len(kept):,} candidates (grey), {sum(kept):,} kept (blue)"
-    return "\n".join([head, f"<style>{style}</style>", ground, _text(_LEFT, 24, counts), *first, *second, "</svg>", ""])
+    return sheet(width, height, [text(_LEFT, 24, counts, "bold"), *first, *second])
 
 
 def _panel(title: str, values: Sequence[float], kept: Sequence[bool], left: int, mark: float | None) -> list[str]:
@@ -37,7 +36,7 @@ def _panel(title: str, values: Sequence[float], kept: Sequence[bool], left: int,
     every, some = (np.histogram(part, _BINS, (0.0, end))[0] for part in (values, chosen))
     scale = _HEIGHT / max(int(every.max()), 1)
     bar = _WIDTH / _BINS
-    parts = [_text(left, top - 10, title)]
+    parts = [text(left, top - 10, title)]
     for counts, colour in ((every, _ALL), (some, _KEPT)):
         for place, count in enumerate(counts):
             x, y = left + place * bar, top + _HEIGHT - count * scale
@@ -47,16 +46,11 @@ def _panel(title: str, values: Sequence[float], kept: Sequence[bool], left: int,
     if mark is not None and mark <= end:
         x = left + mark / end * _WIDTH
         parts.append(f'<path d="M{x:.1f} {top}v{_HEIGHT}" stroke="#b03030" stroke-dasharray="4 3"/>')
-        parts.append(_text(x + 4, top + 12, f"kept up to {mark:g}", "small"))
+        parts.append(text(x + 4, top + 12, f"kept up to {mark:g}", "small"))
     parts.append(f'<path d="M{left} {top + _HEIGHT}h{_WIDTH}" stroke="#222"/>')
-    parts.append(_text(left, top + _HEIGHT + 16, "0", "small"))
-    parts.append(_text(left + _WIDTH - 24, top + _HEIGHT + 16, f"{end:.2f}", "small"))
-    parts.append(_text(left - 36, top + 10, f"{int(every.max()):,}", "small"))
+    parts.append(text(left, top + _HEIGHT + 16, "0", "small"))
+    parts.append(text(left + _WIDTH - 24, top + _HEIGHT + 16, f"{end:.2f}", "small"))
+    parts.append(text(left - 36, top + 10, f"{int(every.max()):,}", "small"))
     means = f"mean {np.mean(values):.3f} before, {np.mean(chosen):.3f} after" if chosen else "none kept"
-    parts.append(_text(left, top + _HEIGHT + 36, means))
+    parts.append(text(left, top + _HEIGHT + 36, means))
     return parts
-
-
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
-    mark = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y}"{mark}>{text}</text>'
