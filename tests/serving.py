@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 # path, headers in lower case, body → status, headers, text
@@ -117,3 +118,21 @@ def crowded(answer: Callable[[str, dict[str, str], Any], Said], port: int = 0) -
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A small random Phi-3 with the toy world's tokenizer, whose distributions are far from flat."""
+    import torch  # most of what is served here needs none
+
+    from algorist.toy import base, words
+
+    tokenizer = words.tokenizer()
+    model = base.model(len(tokenizer), 0, hidden_size=32, num_layers=2, num_heads=4, mlp_size=48, context=256)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.25)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from algorist import store
 from algorist.data import teacher as data_teacher
@@ -30,7 +29,8 @@ from algorist.records import Problem
 from algorist.serving import wire
 from algorist.serving.app import app, serve
 from algorist.serving.models import Model, PolicyModel, ToyModel, open_model
-from algorist.toy import base, teacher, words, world
+from algorist.toy import teacher, world
+from serving import checkpoint
 
 ROOT = Path(__file__).parents[1]
 NAME = "tiny"
@@ -59,18 +59,8 @@ def listening(model: Model, name: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random Phi-3 with the toy world's tokenizer, whose distributions are far from flat."""
-    place = tmp_path_factory.mktemp("served")
-    tokenizer = words.tokenizer()
-    model = base.model(len(tokenizer), 0, hidden_size=32, num_layers=2, num_heads=4, mlp_size=48, context=256)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.25)
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
+    """A checkpoint to serve."""
+    return checkpoint(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(scope="module")

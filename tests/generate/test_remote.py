@@ -31,9 +31,8 @@ from algorist.numerics.address import key
 from algorist.records import Problem, Rollout
 from algorist.serving.app import app
 from algorist.serving.models import PolicyModel, open_model
-from algorist.toy import base, words
 from algorist.verify.pool import Pool
-from serving import Said, crowded
+from serving import Said, checkpoint, crowded
 
 END = 1
 GREEDY = Sampling(0.0, 1.0, 12)
@@ -325,23 +324,9 @@ def test_the_only_model_of_a_server(said: Said, words: str) -> None:
 # ----------------------------------------------------------------------------------------------- our own server
 
 
-def small(folder: Path, seed: int) -> Path:
-    """A small random Phi-3 with the toy world's tokenizer, whose distributions are far from flat."""
-    tokenizer = words.tokenizer()
-    model = base.model(len(tokenizer), 0, hidden_size=32, num_layers=2, num_heads=4, mlp_size=48, context=256)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("served"), 0)
+    return checkpoint(tmp_path_factory.mktemp("served"), 0)
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +419,7 @@ def test_a_server_of_the_same_checkpoint_passes(
 
 
 def test_a_server_of_another_checkpoint_is_refused(ours: Remote, served: PolicyModel, tmp_path: Path) -> None:
-    policy = open_policy(small(tmp_path, 1), precision="float32")
+    policy = open_policy(checkpoint(tmp_path, 1), precision="float32")
     with pytest.raises(RunError) as raised:
         canary(ours, policy, served, 0.6)
     before, after = str(raised.value).split(" nats ")

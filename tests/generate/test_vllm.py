@@ -184,7 +184,7 @@ def test_tensors_that_an_engine_holds_are_compared_by_name_and_shape():
 def test_a_request_may_have_a_limit_of_its_own():
     sampling = Sampling(1.0, 1.0, 20)
     assert engines.parameters(Request((1, 2), 7, (3,), (0.0,), 5), sampling, {9})["max_tokens"] == 4
-    assert engines.over(Request((1, 2), 7, (3, 4), (0.0, 0.0), 2), sampling, {9}) == "length"
+    assert Request((1, 2), 7, (3, 4), (0.0, 0.0), 2).over(sampling, {9}) == "length"
     engines.fits([Request((1, 2), 7, max_tokens=5)], sampling, 7)
 
 

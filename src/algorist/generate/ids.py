@@ -22,13 +22,6 @@ PATH = "/completions"
 _MARK = "token_id:"
 
 
-def over(request: Request, sampling: Sampling, end_ids: Collection[int]) -> str:
-    """How a response was finished before it came here: "stop", "length", or empty where it goes on."""
-    if request.said and request.said[-1] in end_ids:
-        return "stop"
-    return "length" if room(request, sampling) < 1 else ""
-
-
 def room(request: Request, sampling: Sampling) -> int:
     """How many tokens a response may still get."""
     return request.limit(sampling) - len(request.said)

@@ -11,13 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from algorist.generate.batching import Batching, How
-from algorist.generate.sampling import Request, Response, Sampling
+from algorist.generate.sampling import Request, Response, Sampling, never
 from algorist.model.policy import Policy
-
-
-def never() -> bool:
-    """All responses are wanted."""
-    return False
 
 
 def stream(

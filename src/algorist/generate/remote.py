@@ -22,7 +22,7 @@ import torch
 from algorist.errors import RunError
 from algorist.generate import ids, server
 from algorist.generate.endpoints import Endpoint, Lines, allow_files
-from algorist.generate.sampling import Request, Response, Sampling
+from algorist.generate.sampling import Request, Response, Sampling, never
 from algorist.generate.server import Refusal, Trouble
 from algorist.model.batches import Document, lay_out
 from algorist.model.policy import Policy
@@ -48,7 +48,7 @@ class Remote:
     key_env: str = server.KEY  # the environment variable that holds its key
 
     def stream(
-        self, requests: Sequence[Request], sampling: Sampling, *, enough: Callable[[], bool] = lambda: False
+        self, requests: Sequence[Request], sampling: Sampling, *, enough: Callable[[], bool] = never
     ) -> Iterator[tuple[int, Response]]:
         """Each response with the index of its request, as it finishes.
 
@@ -61,7 +61,7 @@ class Remote:
             times on one request, or gives no token ids or log-probabilities.
         """
         left = dict.fromkeys(range(len(requests)))
-        done = [(i, ids.over(request, sampling, self.end_ids)) for i, request in enumerate(requests)]
+        done = [(i, request.over(sampling, self.end_ids)) for i, request in enumerate(requests)]
         found = [(i, _whole(requests[i], finish)) for i, finish in done if finish]
         allow_files(self.concurrency)
         run = _Run(self, requests, sampling, [i for i, finish in done if not finish])

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from algorist.generate import native
-from algorist.generate.sampling import Request, Response, Sampling
+from algorist.generate.sampling import Request, Response, Sampling, never
 from algorist.model.chat import Chat
 from algorist.model.policy import Policy
 from algorist.numerics.address import key
@@ -82,11 +82,6 @@ class Speaker:
     chat: Chat
     name: str  # goes into the rollouts' ids
     version: int = 0  # of the policy: optimizer steps that it has taken
-
-
-def never() -> bool:
-    """All responses are wanted."""
-    return False
 
 
 def stream(

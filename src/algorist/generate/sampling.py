@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -39,6 +40,17 @@ class Request:
     def limit(self, sampling: Sampling) -> int:
         """The most tokens that the response may have."""
         return self.max_tokens or sampling.max_tokens
+
+    def over(self, sampling: Sampling, end_ids: Collection[int]) -> str:
+        """How the response was finished before it came to an engine: "stop", "length", or empty where it goes on."""
+        if self.said and self.said[-1] in end_ids:
+            return "stop"
+        return "length" if len(self.said) >= self.limit(sampling) else ""
+
+
+def never() -> bool:
+    """For an engine's `enough`: all responses are wanted."""
+    return False
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ On a GPU a decoding step is a captured graph, replayed for every batch that it i
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,15 +35,7 @@ def room(kept: Kept, device: torch.device) -> int:
     Who has to wait, and so which response finishes first, follows from this number. Steps so wide are taken because
     free memory is never twice the same: a resumed run finds another number only where it lies at the border of two.
     """
-    if device.type == "cuda":
-        used = torch.cuda.memory_allocated(device)
-    elif sys.platform.startswith("linux"):
-        import os
-
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    else:
-        used = 0
-    free = int(_SHARE[device.type] * (memory.available(device) - used))
+    free = int(_SHARE[device.type] * (memory.available(device) - memory.used(device)))
     return (1 << max(0, free.bit_length() - 1)) // kept.bytes
 
 

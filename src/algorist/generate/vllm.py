@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from algorist.errors import RunError
-from algorist.generate.sampling import Request, Response, Sampling
+from algorist.generate.sampling import Request, Response, Sampling, never
 from algorist.model import longrope, lora
 from algorist.model.policy import Policy
 from algorist.numerics.address import key
@@ -50,7 +50,7 @@ class Vllm:
     can_sleep: bool  # vLLM gives memory back on a GPU alone
 
     def stream(
-        self, requests: Sequence[Request], sampling: Sampling, *, enough: Callable[[], bool] = lambda: False
+        self, requests: Sequence[Request], sampling: Sampling, *, enough: Callable[[], bool] = never
     ) -> Iterator[tuple[int, Response]]:
         """Each response with the index of its request, as it finishes.
 
@@ -67,7 +67,7 @@ class Vllm:
         assert not self.engine.has_unfinished_requests(), "another stream is not over"
         self._wake()
         fits(requests, sampling, self.context)
-        begun = [_Begun(list(r.said), list(r.logprobs), over(r, sampling, self.end_ids)) for r in requests]
+        begun = [_Begun(list(r.said), list(r.logprobs), r.over(sampling, self.end_ids)) for r in requests]
         finished = [index for index, one in enumerate(begun) if one.finish]
         running = [index for index, one in enumerate(begun) if not one.finish]
         told = False
@@ -94,9 +94,10 @@ class Vllm:
         """
         assert not self.engine.has_unfinished_requests(), "a response would be continued under other weights"
         self._wake()
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights(policy)})
+        given = dict(weights(policy))
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": given.items()})
         assert self.engine.reset_prefix_cache(), "keys and values of the old weights are still held"
-        ((compared, stale),) = self.engine.collective_rpc(held, args=(dict(weights(policy)),))
+        ((compared, stale),) = self.engine.collective_rpc(held, args=(given,))
         if stale or not compared:
             raise RunError(
                 f"vLLM holds old weights after a hand-over: of {compared} tensors that can be compared {len(stale)} "
@@ -250,13 +251,6 @@ def parameters(request: Request, sampling: Sampling, end_ids: Collection[int]) -
         "stream_interval": _EVERY,
     }
     return asked if sampling.temperature == 0 else {**asked, "seed": key(request.key, "vllm", len(request.said))}
-
-
-def over(request: Request, sampling: Sampling, end_ids: Collection[int]) -> str:
-    """How a response was finished before it came here: "stop", "length", or empty where it goes on."""
-    if request.said and request.said[-1] in end_ids:
-        return "stop"
-    return "length" if len(request.said) >= request.limit(sampling) else ""
 
 
 def fits(requests: Sequence[Request], sampling: Sampling, context: int) -> None:

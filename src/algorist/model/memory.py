@@ -134,12 +134,24 @@ def available(device: torch.device) -> int:
     return _available(Path("/"))
 
 
+def used(device: torch.device) -> int:
+    """Bytes that this process uses now; 0 where that cannot be told."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident(Path("/"))
+
+
+def _resident(root: Path) -> int:
+    try:
+        pages = (root / "proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # no Linux
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _available(root: Path) -> int:
     """Those of the main memory: what the machine has free, or the least that a control group leaves."""
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-        used = int((root / "proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, StopIteration):  # no Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     group = (root / "proc/self/cgroup").read_text(encoding="ascii").rpartition("0::/")[2].strip()
@@ -150,7 +162,7 @@ def _available(root: Path) -> int:
                 limit = (folder / most).read_text(encoding="ascii").strip()
                 if limit != "max":
                     free = min(free, int(limit) - int((folder / now).read_text(encoding="ascii")) + _cached(folder))
-    return free + used
+    return free + _resident(root)
 
 
 def _cached(folder: Path) -> int:
