@@ -322,6 +322,8 @@ EVERY = [task.name for task in tasks(recipe_with())]
         ("rlvr.steps=4", ["rlvr"]),
         ("rlvr.prompts.rounds=3", ["rlvr"]),
         ("rlvr.save_every=3", []),
+        ("rlvr.health.patience=60.0", []),
+        ("rlvr.engine.issue=1.5", ["rlvr"]),
         ("evaluate.temperature=0.5", [f"scores/{stage}" for stage in STAGES]),
     ],
 )  # fmt: skip

@@ -26,9 +26,9 @@ from algorist.recipe import Recipe
 from algorist.records import CARD, content_id
 from algorist.task import SUPERSEDED, Context, Task, aside
 
-FORMAT = 4  # raised when a run folder of an older version cannot be gone on with
+FORMAT = 5  # raised when a run folder of an older version cannot be gone on with
 UNREAD = frozenset(  # keys that no result depends on
-    ("save_every", "concurrency", "timeout", "patience", "price_in", "price_out", "key_env")
+    ("save_every", "concurrency", "timeout", "patience", "price_in", "price_out", "key_env", "health")
 )
 SERVERS = ("teacher", "judge", "labels")  # sections that name one
 _MARK = "task.json"

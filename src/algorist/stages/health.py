@@ -68,7 +68,7 @@ def _entropy(health: Health, seen: Entries) -> str:
 
 
 def _ratios(health: Health, seen: Entries) -> str:
-    share = max((entry.get("ratio_tail") or 0.0 for entry in seen[-1:]), default=0.0)
+    share = seen[-1].get("ratio_tail", 0.0)
     if share <= health.max_ratio_tail:
         return ""
     return (
