@@ -184,7 +184,7 @@ def ours(work: Work, policy: Any, optimizer: Any, tell: Tell, *, updates: int = 
                 found = groups.read(run, index, {problem.id: problem for problem in asked})
                 facts = groups.facts(found)
                 steps = learning.optimizer_steps(
-                    run, policy, None, found.kept, index, facts | {"temperature": work.temperature}
+                    run, policy, None, found, index, facts | {"temperature": work.temperature}
                 )
             told: dict[str, Any] = defaultdict(float)
             for _ in range(updates):

@@ -21,11 +21,12 @@ from algorist.model import chat as chats
 from algorist.model import devices
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.recipe import Recipe
-from algorist.stage import Run, Step
+from algorist.stage import Run, Step, Training
 from algorist.stages import STAGES, rlvr
 from algorist.train import train
 
-_READ = ("data", "prompts", "rollouts", "verdicts", "carried")  # folders of the stage that learning reads
+_READ = ("data", "prompts")  # folders of the stage that learning reads whole,
+_SHARDS = ("rollouts", "verdicts", "carried")  # and those that it reads generation by generation
 
 
 def replay(root: Path, recipe: Recipe, step: int | None, say: Callable[[str], object]) -> int:
@@ -47,21 +48,30 @@ def replay(root: Path, recipe: Recipe, step: int | None, say: Callable[[str], ob
         said = f"its journal has steps 0 to {max(before)}" if before else "it has no journal yet"
         raise RunError(f"{folder}: step {last} is not there, {said}. Name one of them with --step.")
     run = _run(root, recipe)
-    generation = last // run.settings.updates
-    for shard in (folder / "verdicts" / f"{one:05d}.parquet" for one in range(generation + 1)):
-        if not shard.exists():
-            raise RunError(f"{shard}: the rollouts of this generation are gone. Replay works on a whole run folder.")
     with tempfile.TemporaryDirectory(prefix="algorist-replay-") as scratch:
         copy = Path(scratch) / rlvr.STAGE.name
         copy.mkdir()
-        for name in _READ:
-            if (folder / name).exists():
-                (copy / name).symlink_to((folder / name).resolve())
+        _link(folder, copy, last // run.settings.updates)
         start = _start(folder, copy, last)
         ended = replace(run, root=Path(scratch), stage=replace(rlvr.STAGE, steps=_until(last)))
         say(f"rlvr: steps {start} to {last} again, from {f'the save at step {start}' if start else run.parent}")
         train(ended, say)
         return _compared(before, journal.read(copy), say)
+
+
+def _link(folder: Path, copy: Path, generation: int) -> None:
+    """Let a copy of the stage's folder have what learning reads up to a generation; nothing is written through it."""
+    for name in _READ:
+        (copy / name).symlink_to((folder / name).resolve())
+    for name in _SHARDS:
+        (copy / name).mkdir()
+        for shard in (f"{one:05d}.parquet" for one in range(generation + 1)):
+            if not (folder / name / shard).exists():
+                raise RunError(
+                    f"{folder / name / shard}: the rollouts of this generation are gone. Replay works on a whole run "
+                    "folder."
+                )
+            (copy / name / shard).symlink_to((folder / name / shard).resolve())
 
 
 def _until(last: int) -> Callable[[Run, Any], Iterator[Step]]:
@@ -85,6 +95,9 @@ def _run(root: Path, recipe: Recipe) -> Run:
     parent = root / STAGES[-2].name / "checkpoint"
     model = recipe.of("model", chats.Settings)
     chat = Chat.of(load_tokenizer(str(parent)), model.prompt, system=model.system)
+    settings, training = recipe.of(rlvr.STAGE.name, rlvr.Settings), recipe.of(rlvr.STAGE.name, Training)
+    in_turns = replace(settings, engine=rlvr.Engine())  # nothing is sampled, so nobody samples ahead
+    recipe = replace(recipe, values={**recipe.values, rlvr.STAGE.name: (in_turns, training)})
     return Run(recipe, root, rlvr.STAGE, str(parent), chat, model.precision, model.weights, model.attention)
 
 

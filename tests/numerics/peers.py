@@ -38,6 +38,21 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def grpo_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+    """TRL's GRPO trainer for one group, with the lengths of RESPONSE_LENS; nothing is sampled."""
+    count = len(RESPONSE_LENS)
+    return trainer_of(
+        "GRPO",
+        model,
+        folder,
+        [{"prompt": "1"}] * count,
+        {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
+        **settings,
+        num_generations=count,
+        per_device_train_batch_size=count,
+    )
+
+
 def trainer_of(kind: str, model: Any, folder: Path, rows: list[dict[str, str]], more: Any, **settings: Any) -> Any:
     """One of TRL's trainers, built as its users build it; only its loss is called."""
     with warnings.catch_warnings():

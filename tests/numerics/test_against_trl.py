@@ -21,7 +21,7 @@ from algorist.model.policy import Policy, document_sums  # noqa: E402
 from algorist.stages import dpo, rlvr  # noqa: E402
 from algorist.stages.learning import Objective  # noqa: E402
 from model.tiny import assert_close, build, gradient  # noqa: E402
-from numerics.peers import PROMPT_LENS, RESPONSE_LENS, gradients, ids, padded, trainer_of  # noqa: E402
+from numerics.peers import PROMPT_LENS, RESPONSE_LENS, gradients, grpo_trainer, ids, padded, trainer_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -99,17 +99,7 @@ def test_grpo(tmp_path: Path, temperature: float, clip_high: float) -> None:
     policy = Policy(copy.deepcopy(model))
 
     settings = {"beta": 0.0, "loss_type": "grpo", "epsilon": 0.2, "epsilon_high": clip_high, "temperature": temperature}
-    trainer = trainer_of(
-        "GRPO",
-        model,
-        tmp_path,
-        [{"prompt": "1"}] * 4,
-        {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
-        **settings,
-        num_generations=4,
-        per_device_train_batch_size=4,
-        max_completion_length=16,
-    )
+    trainer = grpo_trainer(model, tmp_path, **settings, max_completion_length=16)
     documents = [
         Document.of(prompt + response, len(prompt), 1.0 / len(response))
         for prompt, response in zip(prompts, responses, strict=True)

@@ -23,7 +23,7 @@ from algorist.model.policy import Policy  # noqa: E402
 from algorist.numerics.divergence import kl_penalty  # noqa: E402
 from algorist.numerics.losses import clipped_policy_loss  # noqa: E402
 from model.tiny import assert_close, build  # noqa: E402
-from numerics.peers import PROMPT_LENS, RESPONSE_LENS, gradients, ids, padded, trainer_of  # noqa: E402
+from numerics.peers import PROMPT_LENS, RESPONSE_LENS, gradients, grpo_trainer, ids, padded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MAX_TOKENS = 16
@@ -49,18 +49,8 @@ def test_policy_loss(tmp_path: Path, settings: dict[str, Any]) -> None:
     advantages = [1.0, -1.0, 3.0, -1 / 3]
     model = build(seed=1)
     policy = Policy(copy.deepcopy(model))
-    trainer = trainer_of(
-        "GRPO",
-        model,
-        tmp_path,
-        [{"prompt": "1"}] * COUNT,
-        {"reward_funcs": lambda completions, **_: [0.0] * len(completions)},
-        **{"epsilon": 0.2, "temperature": 0.7, **settings, "beta": 0.0},
-        num_generations=COUNT,
-        per_device_train_batch_size=COUNT,
-        steps_per_generation=1,
-        max_completion_length=MAX_TOKENS,
-    )
+    how = {"epsilon": 0.2, "temperature": 0.7, **settings, "beta": 0.0}
+    trainer = grpo_trainer(model, tmp_path, **how, steps_per_generation=1, max_completion_length=MAX_TOKENS)
     documents = [
         Document.of(prompt + response, len(prompt), weight)
         for prompt, response, weight in zip(prompts, responses, WEIGHTS[settings["loss_type"]], strict=True)

@@ -11,9 +11,10 @@ A save is exact where nothing is under way: ahead, the stage may stop only where
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -40,9 +41,13 @@ def temperature(run: Run, generation: int) -> float:
 class Generations:
     """The generations of a run, each sampled at most once; a context manager."""
 
-    def __init__(self, run: Run, engine: Engine, pool: Pool, problems: Mapping[str, Problem], first: int) -> None:
-        """`first` is the generation that the run goes on with; those before it are on disk."""
-        self._run, self._engine, self._pool, self._problems = run, engine, pool, problems
+    def __init__(
+        self, run: Run, engine: Callable[[], Engine], pool: Pool, problems: Mapping[str, Problem], first: int
+    ) -> None:
+        """`engine` opens the sampler, once something is to be sampled; `first` is the generation that the run goes on
+        with, those before it are on disk."""
+        self._run, self._pool, self._problems = run, pool, problems
+        self._engine = functools.cache(engine)
         self._watch = Watch(run.folder, run.settings.health.patience)
         self._deck, self._drawn = Deck(run, list(problems.values())), -1
         for generation in range(first):
@@ -50,7 +55,6 @@ class Generations:
         self._beside = ThreadPoolExecutor(1, "generation")
         self._stopped = threading.Event()
         self._coming: Future[Clock] | None = None
-        self._clock = Clock()  # of the generation that is being sampled
 
     def __enter__(self) -> Self:
         return self
@@ -64,47 +68,51 @@ class Generations:
 
     def get(self, generation: int, policy: Policy) -> tuple[groups.Generation, Clock]:
         """A generation, sampled now by the policy as it is unless it was before, and the time it took."""
-        if self._coming is None:
-            clock = self._begin(generation, policy)
-            clock = clock or self._sample(generation, generation * self._run.settings.updates)
-        else:
+        clock = Clock()
+        if self._coming is not None:
             started = time.monotonic()
             found = self._coming.result()
             waited = time.monotonic() - started
             clock = Clock(generate=waited, hand_over=found.hand_over, beside=found.generate + found.verify)
             self._coming = None
+        elif not self._known(generation):
+            self._hand_over(policy, clock)
+            self._sample(generation, generation * self._run.settings.updates, clock)
         return groups.read(self._run, generation, self._problems), clock
 
     def send_ahead(self, generation: int, policy: Policy) -> None:
         """Sample the next generation beside, by the policy as it is now, whatever becomes of it meanwhile."""
-        if generation + 1 < self._run.settings.steps and self._begin(generation + 1, policy) is None:
+        if generation + 1 < self._run.settings.steps and not self._known(generation + 1):
+            clock = Clock()
+            self._hand_over(policy, clock)
             version = generation * self._run.settings.updates
-            self._coming = self._beside.submit(self._sample, generation + 1, version)
+            self._coming = self._beside.submit(self._sample, generation + 1, version, clock)
 
     def wait(self) -> None:
         """Until nothing is under way."""
         if self._coming is not None:
             self._coming.exception()
 
-    def _begin(self, generation: int, policy: Policy) -> Clock | None:
-        """A clock where the generation stands on disk, sampled before a kill; else hand the weights over."""
-        if groups.stored(self._run, generation):
+    def _known(self, generation: int) -> bool:
+        """Whether a generation stands on disk, sampled before a kill by these very weights."""
+        known = groups.stored(self._run, generation)
+        if known:
             self._take(generation)
-            return Clock()
-        self._clock = Clock()
-        with self._clock.handing_over():
-            self._engine.hand_over(policy)
-        return None
+        return known
 
-    def _sample(self, generation: int, version: int) -> Clock:
-        clock = self._clock
-        speaker = Speaker(self._engine, self._run.chat, f"rlvr/{generation}", version)
+    def _hand_over(self, policy: Policy, clock: Clock) -> None:
+        with clock.handing_over():
+            self._engine().hand_over(policy)
+
+    def _sample(self, generation: int, version: int, clock: Clock) -> Clock:
+        """Fill a generation and store it; `version` is that of the weights that were handed over."""
+        speaker = Speaker(self._engine(), self._run.chat, f"rlvr/{generation}", version)
         sampling = Sampling(temperature(self._run, generation), 1.0, self._run.settings.max_tokens)
         sampler = Sampler(self._run, speaker, self._pool, sampling, generation, self._watch, clock, self._stopped)
         sampler.fill(self._deck, self._problems)
         self._drawn = generation
         with clock.handing_over():
-            self._engine.rest()
+            self._engine().rest()
         return clock
 
     def _take(self, generation: int) -> None:
@@ -117,4 +125,4 @@ class Generations:
         asked = {rollout.problem_id for rollout in (*(said for said, _ in found.heard), *found.carried)}
         self._deck.take(asked - before, generation, before)
         for group in found.groups:
-            self._deck.note(group.problem.id, bool(group.right) and all(group.right))
+            self._deck.note(group.problem.id, group.all_right)

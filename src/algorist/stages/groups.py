@@ -35,6 +35,11 @@ class Group:
     right: tuple[bool, ...]
     selection: Selection
 
+    @property
+    def all_right(self) -> bool:
+        """Whether there is nothing to learn from it any more."""
+        return bool(self.right) and all(self.right)
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -124,7 +129,6 @@ def facts(generation: Generation) -> dict[str, float]:
         "length_spread": float(np.mean([length_spread(one) for one in of_groups])),
         "idle_share": float(np.mean([idle_share(one) for one in of_groups])),
         "ended": float(np.mean([rollout.finish == "stop" for rollout in sampled])),
-        "answered": float(np.mean([bool(verdict.extracted) for _, verdict in generation.heard])),
         "several_boxes": _share(judged, lambda text: len(set(_BOX.findall(text))) > 1),
         "bare": _share(judged, lambda text: len(text.partition("\\boxed")[0].split()) < _WORDS),
         "sampled_tokens": sum(lengths),

@@ -21,7 +21,7 @@ from algorist.model.policy import Policy
 from algorist.numerics import advantages
 from algorist.records import Rollout
 from algorist.stage import Run, Step
-from algorist.stages.groups import Group
+from algorist.stages.groups import Generation, Group
 from algorist.stages.shaping import Reward, worth
 
 _PROBED = 8  # responses on which trainer and sampler are compared before every generation is learned from
@@ -63,7 +63,7 @@ def optimizer_steps(
     run: Run,
     policy: Policy,
     reference: Policy | None,
-    kept: Sequence[Group],
+    found: Generation,
     generation: int,
     facts: dict[str, float],
 ) -> Iterator[Step]:
@@ -71,9 +71,8 @@ def optimizer_steps(
 
     Raises RunError where trainer and sampler disagree by more than `health.max_logprob_gap`.
     """
-    updates = run.settings.updates
-    ahead = run.settings.engine.ahead and generation > 0  # what is compared moved by one generation since
-    gap = _gap(run, policy, kept, (generation - ahead) * updates)
+    updates, kept = run.settings.updates, found.kept
+    gap = _gap(run, policy, found)
     limit = run.settings.health.max_logprob_gap
     if gap.get("logprob_gap", 0.0) > limit:
         raise RunError(
@@ -123,11 +122,7 @@ def _batch(
 ) -> GroupBatch:
     settings = run.settings
     spoken = rows.weights > 0
-    said = [rollout for rollout, _ in chosen]
-    sampled = _along(rows, spoken, [x for one in said for x in one.logprobs or ()], torch.float32)
-    temperature = _along(rows, spoken, [t for one in said for t in _temperatures(one)], torch.float64)
-    temperature[~spoken] = 1.0
-    versions = _along(rows, spoken, [v for one in said for v in _versions(one)], torch.int64)
+    sampled, temperature, versions = _said(rows, [rollout for rollout, _ in chosen])
     # With a correction the ratio is that to the policy before the step, and the sampler's part is in the coefficients.
     fresh = spoken & ((versions == generation * settings.updates) | (settings.objective.correction != "none"))
     old, values = sampled, torch.zeros_like(sampled)
@@ -191,25 +186,24 @@ def _documents(run: Run, rollouts: Sequence[Rollout], prompts: dict[str, tuple[i
 
 
 @torch.no_grad()
-def _gap(run: Run, policy: Policy, kept: Sequence[Group], version: int) -> dict[str, float]:
-    """|trainer - sampler| of tokens that the latest policy to sample said, on a few responses; {} without any."""
-    learned = [(group, group.rollouts[i]) for group in kept for i in group.selection.kept]
-    fresh = [(group, one) for group, one in learned if set(_versions(one)) == {version}][:_PROBED]
+def _gap(run: Run, policy: Policy, found: Generation) -> dict[str, float]:
+    """|trainer - sampler| on a few responses that the latest policy to sample said from beginning to end.
+
+    That policy is the one in training or, where sampling is ahead, the one before; {} where it finished no response.
+    """
+    latest = max((part.version for said, _ in found.heard for part in said.parts), default=0)
+    fresh = [said for said, _ in found.heard if {part.version for part in said.parts} == {latest}][:_PROBED]
     if not fresh:
         return {}
-    prompts = [run.chat.prompt_ids(group.problem.statement) for group, _ in fresh]
+    prompts = {group.problem.id: run.chat.prompt_ids(group.problem.statement) for group in found.groups}
     documents = [
-        Document.of(prompt + (one.tokens or ()), len(prompt)) for prompt, (_, one) in zip(prompts, fresh, strict=True)
+        Document.of(prompts[one.problem_id] + (one.tokens or ()), len(prompts[one.problem_id])) for one in fresh
     ]
     gaps = []
     for part in cut(documents, run.training.tokens_per_batch):
         rows = lay_out([documents[i] for i in part]).to(policy.device)
-        spoken = rows.weights > 0
-        said = [fresh[i][1] for i in part]
-        sampled = _along(rows, spoken, [x for one in said for x in one.logprobs or ()], torch.float32)
-        temperature = _along(rows, spoken, [t for one in said for t in _temperatures(one)], torch.float64)
-        temperature[~spoken] = 1.0
-        gaps.append((policy.logprobs(rows, temperature=temperature) - sampled)[spoken].abs())
+        sampled, temperature, _ = _said(rows, [fresh[i] for i in part])
+        gaps.append((policy.logprobs(rows, temperature=temperature) - sampled)[rows.weights > 0].abs())
     gap = torch.cat(gaps)
     return {
         "logprob_gap": float(gap.mean()),
@@ -218,16 +212,19 @@ def _gap(run: Run, policy: Policy, kept: Sequence[Group], version: int) -> dict[
     }
 
 
-def _along(rows: Batch, spoken: Tensor, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """(T,) with the values at the tokens of the responses, 0 elsewhere."""
-    found = torch.zeros(len(rows.tokens), dtype=dtype, device=spoken.device)
-    found[spoken] = torch.tensor(values, dtype=dtype, device=spoken.device)
-    return found
+def _said(rows: Batch, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each token of the rollouts, in a row of their documents: (T,) log-probability as it was sampled, temperature
+    and version of the policy; 0, 1 and 0 elsewhere."""
+    parts = [part for one in rollouts for part in one.parts]
+    lengths = torch.tensor([part.tokens for part in parts])
+    logprobs = torch.tensor([x for one in rollouts for x in one.logprobs or ()])
+    temperatures = torch.tensor([part.temperature for part in parts], dtype=torch.float64).repeat_interleave(lengths)
+    versions = torch.tensor([part.version for part in parts]).repeat_interleave(lengths)
+    spoken = rows.weights > 0
 
+    def along(values: Tensor, elsewhere: float) -> Tensor:
+        row = torch.full(spoken.shape, elsewhere, dtype=values.dtype, device=spoken.device)
+        row[spoken] = values.to(spoken.device)
+        return row
 
-def _temperatures(rollout: Rollout) -> list[float]:
-    return [part.temperature for part in rollout.parts for _ in range(part.tokens)]
-
-
-def _versions(rollout: Rollout) -> list[int]:
-    return [part.version for part in rollout.parts for _ in range(part.tokens)]
+    return along(logprobs, 0), along(temperatures, 1), along(versions, 0)

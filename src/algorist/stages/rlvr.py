@@ -17,6 +17,7 @@ leave their group and are counted; they are never called wrong.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -140,8 +141,6 @@ class Settings:
             raise ValueError("steps, updates and group_size must be at least 1.")
         if min(self.temperature.start, self.temperature.end) <= 0:
             raise ValueError("temperature must stay above 0: a group of equal responses teaches nothing.")
-        if self.engine.issue > 1 and self.updates > 1 and self.objective.correction != "none":
-            raise ValueError("a correction of rollouts that are carried over needs updates = 1.")
         Sampling(self.temperature.start, 1.0, self.max_tokens)
 
 
@@ -154,7 +153,7 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
     """Sample, verify, select; then the optimizer steps on that generation; then round again."""
     settings = run.settings
     problems = {problem.id: problem for problem in store.stream(run.data, Problem)}
-    engine = _engine(run, policy, problems.values())
+    engine = functools.partial(_engine, run, policy, problems.values())
     reference = run.opened() if settings.objective.kl else None
     first = run.start // settings.updates
     with Pool.of(run.recipe) as pool, Generations(run, engine, pool, problems, first) as generations:
@@ -165,7 +164,7 @@ def steps(run: Run, policy: Policy) -> Iterator[Step]:
             began = time.monotonic()
             facts = groups.facts(found) | {"temperature": temperature(run, generation)}
             spent = clock.spent()
-            for step in optimizer_steps(run, policy, reference, found.kept, generation, facts):
+            for step in optimizer_steps(run, policy, reference, found, generation, facts):
                 may_stop = step.may_stop and (not settings.engine.ahead or _save_is_due(run, generation))
                 prepared = {"prepare_seconds": time.monotonic() - began}
                 if may_stop:

@@ -14,7 +14,7 @@ import contextlib
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -59,15 +59,15 @@ class Stopped(Exception):
 
 @dataclass
 class _Heard:
-    """Finished rollouts of prompts by sample index, with their verdicts, and samples that were left in the middle."""
+    """Of each prompt by sample index: finished rollouts with their verdicts, and samples left in the middle."""
 
-    finished: dict[tuple[str, int], tuple[Rollout, Verdict]] = field(default_factory=dict)
-    left: dict[tuple[str, int], Rollout] = field(default_factory=dict)
+    finished: defaultdict[str, dict[int, tuple[Rollout, Verdict]]] = field(default_factory=lambda: defaultdict(dict))
+    left: defaultdict[str, list[Rollout]] = field(default_factory=lambda: defaultdict(list))
 
-    def right(self, problem_id: str) -> list[bool]:
-        """Verdicts on a prompt's judged responses."""
-        found = (v.right for (problem, _), (_, v) in self.finished.items() if problem == problem_id)
-        return [right for right in found if right is not None]
+    def judged(self, problem_id: str) -> list[tuple[Rollout, bool]]:
+        """A prompt's rollouts that could be judged, with whether they are right."""
+        found = self.finished[problem_id].values()
+        return [(rollout, verdict.right) for rollout, verdict in found if verdict.right is not None]
 
 
 @dataclass(frozen=True)
@@ -106,19 +106,17 @@ class Sampler:
             if not old and not fresh:
                 break
             self._ask_prompts([*old, *fresh], before, heard, missing)
-            begun = {problem for problem, _ in heard.left}
-            for problem in (*old, *fresh):
-                if problem.id not in begun:
-                    ended.append(self._group(heard, problem))
-                    kept += bool(ended[-1].selection.kept)
+            complete = [problem for problem in (*old, *fresh) if problem.id not in heard.left]
+            new = [groups.group(self.run, self.generation, one, heard.judged(one.id)) for one in complete]
+            ended += new
+            kept += sum(bool(group.selection.kept) for group in new)
             if kept >= size:
                 break
         for group in ended:
-            deck.note(group.problem.id, bool(group.right) and all(group.right))
-        open_now = {problem for problem, _ in heard.left}
-        complete = [pair for (problem, _), pair in heard.finished.items() if problem not in open_now]
-        waiting = [pair[0] for (problem, _), pair in heard.finished.items() if problem in open_now]
-        groups.write(self.run, self.generation, complete, [*waiting, *heard.left.values()])
+            deck.note(group.problem.id, group.all_right)
+        over = [pair for own, found in heard.finished.items() if own not in heard.left for pair in found.values()]
+        waiting = [said for own, rest in heard.left.items() for said in (*_said(heard.finished[own]), *rest)]
+        groups.write(self.run, self.generation, over, waiting)
 
     def _ask_prompts(self, problems: Sequence[Problem], before: Begun, heard: _Heard, needed: int) -> None:
         """Ask each prompt `group_size` times, and those with too few right responses again."""
@@ -126,12 +124,12 @@ class Sampler:
         wanted = [(problem, i) for problem in problems for i in range(settings.group_size)]
         cut = settings.engine.issue > 1
         self._ask(wanted, before, heard, needed if cut else len(problems))
-        open_now = {problem for problem, _ in heard.left}
-        asking = [problem for problem in problems if problem.id not in open_now]
+        asking = [problem for problem in problems if problem.id not in heard.left]
         sampled = settings.group_size
         limits = {"enough_right": settings.enough_right, "most": settings.oversample}
         while sampled < settings.oversample:
-            asking = [problem for problem in asking if wants_more(heard.right(problem.id), **limits)]
+            right = {problem.id: [good for _, good in heard.judged(problem.id)] for problem in asking}
+            asking = [problem for problem in asking if wants_more(right[problem.id], **limits)]
             if not asking:
                 break
             more = range(sampled, min(sampled + settings.group_size, settings.oversample))
@@ -180,11 +178,10 @@ class Sampler:
         self.clock.verify += time.monotonic() - generated
         for place, (problem, index) in enumerate(wanted):
             if place in verdicts:
-                heard.finished[problem.id, index] = found[place], verdicts[place]
+                heard.finished[problem.id][index] = found[place], verdicts[place]
             else:
-                heard.left[problem.id, index] = found[place]
+                heard.left[problem.id].append(found[place])
 
-    def _group(self, heard: _Heard, problem: Problem) -> groups.Group:
-        own = [pair for (problem_id, _), pair in heard.finished.items() if problem_id == problem.id]
-        judged = [(rollout, verdict.right) for rollout, verdict in own if verdict.right is not None]
-        return groups.group(self.run, self.generation, problem, judged)
+
+def _said(finished: Mapping[int, tuple[Rollout, Verdict]]) -> list[Rollout]:
+    return [rollout for rollout, _ in finished.values()]
