@@ -1,6 +1,7 @@
 """Training side by side: our loop and TRL's trainers on the same documents, in turns, each in a process of its own.
 
     python bench/train.py [supervised unpacked dpo] [--rounds 3] [--steps 4] [--precision float32 bfloat16] [--all]
+    python bench/train.py supervised --profile compiled
 
 The model has the shape of Phi-3 and 4.5M parameters (hidden 256, 4 layers, 4/2 heads, MLP 1,024, vocabulary 2,048);
 documents are random ids with log-normal lengths, median 160, up to 1,024 tokens. Optimizer steps hold the same
@@ -121,9 +122,10 @@ def tokens_of(kind: str, step: list[Any]) -> int:
 
 
 def ours(
-    kind: str, steps: list[Any], precision: str, tokens_per_batch: int, fused: bool
+    kind: str, steps: list[Any], precision: str, tokens_per_batch: int, fused: bool, profiled: bool = False
 ) -> tuple[list[float], list[float]]:
-    """(losses, seconds) of each step by the pieces that `algorist run` trains with."""
+    """(losses, seconds) of each step by the pieces that `algorist run` trains with; `profiled` prints where one more
+    step's time goes."""
     import torch
 
     from algorist.model import attention, devices
@@ -164,16 +166,25 @@ def ours(
                 sums = [document_sums(policy.logprobs(rows), rows) for rows in map(rows_of, cut(step))]
                 references[id(step)] = [(both[0::2], both[1::2]) for both in sums]
     make = preferences if kind == "dpo" else supervised
-    losses, seconds = [], []
-    for step in steps:
-        started, total = time.perf_counter(), 0.0
+
+    def taken(step: list[Any]) -> float:
+        total = 0.0
         for loss in make(step):
             loss.value.backward()
             total += float(loss.metrics["loss"])
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step(RATE)
+        return total
+
+    losses, seconds = [], []
+    for step in steps:
+        started = time.perf_counter()
+        losses.append(taken(step))
         seconds.append(time.perf_counter() - started)
-        losses.append(total)
+    if profiled:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            taken(steps[-1])
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48))
     return losses, seconds
 
 
@@ -335,10 +346,14 @@ def main() -> None:
     parser.add_argument("--tokens-per-batch", type=int, default=1_024)
     parser.add_argument("--only", default="", help="try only settings of TRL with this in their name")
     parser.add_argument("--all", action="store_true", help="keep every setting of TRL in the turns")
+    parser.add_argument("--profile", choices=["plain", "compiled"], help="only print where our time goes")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     for kind in options.kinds:
-        if options.child:
+        if options.profile:
+            fused = options.profile == "compiled"
+            ours(kind, plan(kind, options.steps), options.precision[0], options.tokens_per_batch, fused, profiled=True)
+        elif options.child:
             child(kind, options.child, options.precision[0], options.steps, options.tokens_per_batch)
         else:
             compare(kind, options)

@@ -1,0 +1,100 @@
+"""What a decoding step of the native sampler costs on a CPU, and what its matrix products do: by rows and by threads.
+
+    python bench/decode.py [--rows 4 20 64] [--tokens 200]
+
+The model is that of bench/train.py. The first table is milliseconds of a whole step with `--tokens` tokens in the cache
+of each row. The second is the products of a step alone, as torch computes them from weights as they lie (x W^T), from
+transposed copies (x V, V = W^T), the other way round ((W x^T)^T), and from weights that MKL has packed for just so many
+rows. A row is printed as JSON too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from train import VOCABULARY, model
+
+from algorist.generate.batching import Batching, How
+from algorist.generate.sampling import Request, Sampling
+from algorist.model.policy import Policy
+
+_STEPS, _ROUNDS = 40, 5
+
+
+def step(policy: Policy, rows: int, tokens: int) -> float:
+    """Milliseconds of one step, the median of `_STEPS`."""
+    draw = np.random.default_rng(0)
+    prompts = [tuple(draw.integers(2, VOCABULARY, tokens).tolist()) for _ in range(rows)]
+    requests = [Request(prompt, key) for key, prompt in enumerate(prompts)]
+    turns = Batching(policy, requests, Sampling(0.0, 1.0, 2 * _STEPS), frozenset(), num_slots=rows, how=How()).turns()
+    for _ in range(8):  # the prompts, and the first calls
+        next(turns)
+    taken = []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        next(turns)
+        taken.append(1e3 * (time.perf_counter() - started))
+    turns.close()
+    return statistics.median(taken)
+
+
+def products(matrices: list[Tensor], rows: int) -> dict[str, float]:
+    """Milliseconds of a step's products, the median of `_ROUNDS`, by how the weights lie."""
+    inputs = {width: torch.randn(rows, width) for width in {matrix.shape[1] for matrix in matrices}}
+    turned = [matrix.t().contiguous() for matrix in matrices]
+    given = [inputs[matrix.shape[1]] for matrix in matrices]
+    ways: dict[str, Callable[[], object]] = {
+        "as they lie": lambda: [x @ w.t() for x, w in zip(given, matrices, strict=True)],
+        "transposed": lambda: [x @ v for x, v in zip(given, turned, strict=True)],
+        "other way round": lambda: [(w @ x.t()).t() for x, w in zip(given, matrices, strict=True)],
+    }
+    if torch.backends.mkl.is_available():
+        packed = [torch.ops.mkl._mkl_reorder_linear_weight(matrix, rows) for matrix in matrices]
+        ways["packed"] = lambda: [
+            torch.ops.mkl._mkl_linear(x, p, w, None, rows) for x, p, w in zip(given, packed, matrices, strict=True)
+        ]
+    return {name: timed(way) for name, way in ways.items()}
+
+
+def timed(way: Callable[[], object]) -> float:
+    """Milliseconds of a call, the median of `_ROUNDS` of five."""
+    way()
+    taken = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        for _ in range(5):
+            way()
+        taken.append(200 * (time.perf_counter() - started))
+    return statistics.median(taken)
+
+
+def main() -> None:
+    """Both tables."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--rows", type=int, nargs="*", default=[4, 20, 64])
+    arguments.add_argument("--tokens", type=int, default=200)
+    args = arguments.parse_args()
+    policy = Policy(model("eager")).eval()
+    layers = [one.weight.detach() for one in policy.model.modules() if isinstance(one, torch.nn.Linear)]
+    most = torch.get_num_threads()
+    for threads in dict.fromkeys((1, most)):
+        torch.set_num_threads(threads)
+        for rows in args.rows:
+            with torch.inference_mode():
+                found = products(layers, rows)
+            whole = step(policy, rows, args.tokens)
+            said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            print(f"{threads} threads, {rows:3} rows: a step {whole:.1f} ms; its products: {said}")
+            row = {"bench": "decode", "threads": threads, "rows": rows, "tokens": args.tokens, "step_ms": whole}
+            print(json.dumps({**row, "products_ms": found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
