@@ -86,6 +86,18 @@ def opened(source: Path, root: Path, arm: str, seed: int, steps: int) -> Run:
     return Run(recipe, root, rlvr.STAGE, str(parent), chat, model.precision, model.weights, model.attention)
 
 
+def choose(run: Run, out: Path) -> int:
+    """Select an arm's prompts, and say how many there are. Their rollouts are the same for all arms of a seed."""
+    known, own = out / "prompts" / str(run.seed), run.folder / "prompts"
+    for name in ("rollouts", "verdicts"):
+        if known.exists():
+            shutil.copytree(known / name, own / name)
+    chosen = rlvr.STAGE.curate(run)
+    for name in ("rollouts", "verdicts"):
+        shutil.copytree(own / name, known / name, dirs_exist_ok=True)
+    return chosen.rows
+
+
 def held_out(
     run: Run, policy: Policy, problems: Sequence[Problem], pool: Pool, samples: int
 ) -> tuple[list[float], float]:
@@ -122,7 +134,7 @@ def pilot(source: Path, out: Path, arm: str) -> float:
         root = out / "pilot" / arm
         shutil.rmtree(root, ignore_errors=True)
         run = opened(source, root, arm, 0, _PILOT)
-        rlvr.STAGE.curate(run)
+        choose(run, out)
         train(run)
         tokens = [entry["sampled_tokens"] for entry in journal.read(run.folder)]
         store.write_json(place, {"tokens": sum(tokens) / len(tokens)})
@@ -137,7 +149,7 @@ def take(source: Path, out: Path, arm: str, seed: int, budget: int) -> dict[str,
     root = out / f"{arm}-{seed}"
     shutil.rmtree(root, ignore_errors=True)
     run = opened(source, root, arm, seed, steps)
-    chosen = rlvr.STAGE.curate(run)
+    prompts = choose(run, out)
     names = list(run.recipe.of("data", sources.Settings).benchmarks)
     (problems,) = sources.read_benchmarks(root / "benchmarks", names).values()
     curve: list[dict[str, float]] = []
@@ -163,7 +175,7 @@ def take(source: Path, out: Path, arm: str, seed: int, budget: int) -> dict[str,
         "arm": arm,
         "seed": seed,
         "steps": steps,
-        "prompts": chosen.rows,
+        "prompts": prompts,
         "sampled_tokens": sampled,
         "learned_tokens": sum(entry["tokens"] for entry in entries),
         "shares": shares,
