@@ -81,7 +81,7 @@ def child(kind: str, name: str, precision: str, options: argparse.Namespace) -> 
         return True
 
     if name in OURS:
-        from algorist.model import attention, devices
+        from algorist.model import devices
         from algorist.model.optimizers import Optimizer
         from algorist.model.policy import Policy
 
@@ -89,7 +89,7 @@ def child(kind: str, name: str, precision: str, options: argparse.Namespace) -> 
         policy = Policy(model("eager"), precision=precision)
         policy.train()
         if "compiled" in name:
-            attention.fuse(policy.model)
+            policy.fuse()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         steps.ours(asked, policy, Optimizer(policy, kind="adamw", weight_decay=0.0), tell)
     else:

@@ -34,7 +34,7 @@ from train import VOCABULARY, model
 
 Work = list[tuple[list[int], int]]  # (prompt, tokens of the response)
 
-OURS = "ours"
+OURS, COMPILED = "ours", "ours, compiled"
 SLOTS = (32, 48)
 GENERATE: dict[str, dict[str, Any]] = {
     "generate dynamic x 16": {"kind": "dynamic", "batch": 16, "order": "as given"},
@@ -66,7 +66,7 @@ def work(options: argparse.Namespace, share: float = 1.0) -> Work:
     return [(p, max(1, int(n * share))) for p, n in zip(prompts, lengths.tolist(), strict=True)]
 
 
-def ours(precision: str, slots: int) -> tuple[Callable[[Work], list[list[int]]], dict[str, Any]]:
+def ours(precision: str, slots: int, compiled: bool) -> tuple[Callable[[Work], list[list[int]]], dict[str, Any]]:
     """The native sampler."""
     from algorist.generate.batching import How, Tally
     from algorist.generate.native import sample
@@ -76,6 +76,8 @@ def ours(precision: str, slots: int) -> tuple[Callable[[Work], list[list[int]]],
 
     devices.settle()
     policy = Policy(model("eager"), precision=precision)
+    if compiled:
+        policy.fuse()
     notes: dict[str, Any] = {}
 
     def run(some: Work) -> list[list[int]]:
@@ -155,8 +157,8 @@ def child(name: str, options: argparse.Namespace) -> None:
     """One contender: prints its figures as JSON."""
     warnings.filterwarnings("ignore")
     jobs, precision, notes = work(options), options.precision, {}
-    if name == OURS:
-        run, notes = ours(precision, options.slots)
+    if name in (OURS, COMPILED):
+        run, notes = ours(precision, options.slots, name == COMPILED)
     elif name.startswith(("generate", "oracle")):
         run = generate(precision, (GENERATE | MORE["generate"] | ORACLE)[name])
     else:
@@ -231,7 +233,7 @@ def compare(options: argparse.Namespace) -> None:
         known = {kind: names | MORE[kind] for kind, names in known.items()}
     chosen = {kind: [n for n in names if options.only in n] for kind, names in known.items()}
     best = {kind: fastest(kind, names, options) for kind, names in chosen.items()}
-    contenders = [OURS, *(name for names in best.values() for name in names), *ORACLE]
+    contenders = [OURS, COMPILED, *(name for names in best.values() for name in names), *ORACLE]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name in contenders:
@@ -255,7 +257,7 @@ def show(rounds: dict[str, list[dict[str, Any]]], best: dict[str, list[str]], op
         row: dict[str, Any] = {"bench": "rollout", "who": name, "precision": options.precision}
         row |= {"tokens_per_s": round(speeds[name]), "rounds": [round(one["speed"]) for one in found]}
         for kind, names in best.items():
-            if names and name == OURS:
+            if names and name in (OURS, COMPILED):
                 row[f"over_{kind}"] = round(speeds[name] / max(speeds[one] for one in names), 2)
         row |= {key: round(max(one[key] for one in found), 3) for key in ("peak_gib", "grown_gib")}
         print(f"  {name:36} {speeds[name]:8,.0f} tokens/s  {row['peak_gib']:.2f} GiB (+{row['grown_gib']:.2f})")

@@ -128,7 +128,7 @@ def ours(
     step's time goes."""
     import torch
 
-    from algorist.model import attention, devices
+    from algorist.model import devices
     from algorist.model.batches import Document, PairBatch, cut_lengths, lay_out, token_mean
     from algorist.model.optimizers import Optimizer
     from algorist.model.policy import Policy, document_sums
@@ -138,7 +138,7 @@ def ours(
     policy = Policy(model("eager"), precision=precision)
     policy.train()
     if fused:
-        attention.fuse(policy.model)
+        policy.fuse()
     optimizer = Optimizer(policy, kind="adamw", weight_decay=0.0)
 
     def rows_of(pairs: list[Any]) -> Any:

@@ -19,7 +19,7 @@ import torch
 
 from algorist import journal, store
 from algorist.journal import Journal
-from algorist.model import attention, checkpoints, lora, memory, recompute
+from algorist.model import checkpoints, lora, memory, recompute
 from algorist.model.optimizers import Optimizer, require_movement
 from algorist.model.policy import Policy
 from algorist.numerics.schedules import learning_rate
@@ -115,7 +115,7 @@ def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callab
     if policy.critic is not None and policy.critic.trunk is not None:
         recompute.apply(policy.critic.trunk, kind)
     if training.compile:
-        attention.fuse(policy.model)
+        policy.fuse()
 
 
 def _words(alarm: str) -> str:

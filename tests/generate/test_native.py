@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from algorist.errors import RunError
-from algorist.generate import native
+from algorist.generate import native, steps
 from algorist.generate.batching import Batching, How, Tally
 from algorist.generate.drawing import draw
 from algorist.generate.sampling import Request, Response, Sampling
@@ -342,6 +343,53 @@ def test_matrices_in_bfloat16_give_the_trainers_numbers() -> None:
         states = Steps(policy, pages).prefill([text], [pages.take(1)])
         expected = policy.hidden(lay_out([Document.of(text, 1)]))[-1:]
     assert torch.equal(states, expected)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("Phi3", "float32"), ("Qwen3", "float32"), ("Llama", "bfloat16")])
+def test_compiled_steps_are_one_graph_for_all_numbers_of_rows_and_caches(kind: str, precision: str) -> None:
+    """By the compiler's front end alone, which decides what is compiled anew; its C++ would take a minute."""
+    torch.compiler.reset()
+    policy, fused = tiny.policy(kind, precision=precision), tiny.policy(kind, precision=precision)
+    fused.fuse(backend="eager")
+    graphs = []
+    for count in (5, 17, 1):  # first all end together, then one by one, so that steps with one row come then
+        asked = [replace(one, max_tokens=40 + i * (count > 5)) for i, one in enumerate(requests(count, seed=count))]
+        expected, found = (
+            native.sample(one, asked, Sampling(1.0, 1.0, 20), end_ids=(), num_slots=count) for one in (policy, fused)
+        )
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        apart = [
+            abs(a - b)
+            for x, y in zip(found, expected, strict=True)
+            for a, b in zip(x.logprobs, y.logprobs, strict=True)
+        ]
+        assert max(apart) < (1e-5 if precision == "float32" else 0.05)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and set(graphs) == {graphs[0]}
+
+
+def test_steps_that_cannot_be_compiled_are_taken_uncompiled_and_said() -> None:
+    torch.compiler.reset()
+    policy, asked = tiny.policy("Phi3"), requests(6)
+    expected = native.sample(policy, asked, Sampling(0.0, 1.0, 9), end_ids=END)
+    policy.fused = "no such backend"
+    with pytest.warns(UserWarning, match="goes on uncompiled, more slowly: .*no such backend"):
+        found = native.sample(policy, asked, Sampling(0.0, 1.0, 9), end_ids=END)
+    assert found == expected
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 15, 16, 20, 63, 64, 200])
+@pytest.mark.parametrize("shape", [(40, 24), (1024, 1025)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_products_with_few_rows_are_those_of_a_linear_layer(rows: int, shape: tuple[int, int], with_bias: bool) -> None:
+    torch.manual_seed(rows)
+    layer = torch.nn.Linear(shape[1], shape[0], bias=with_bias)
+    given = torch.randn(1, rows, shape[1])
+    with torch.no_grad():
+        expected = layer(given)
+        found = steps._multiply(given, layer.weight, layer.bias)
+    assert found.is_contiguous() and found.shape == expected.shape
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_sample_as_they_train() -> None:

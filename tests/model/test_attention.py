@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention as flexed
 
 from algorist.model import kernels, recompute
-from algorist.model.attention import Documents, fuse
+from algorist.model.attention import Documents
 from algorist.model.batches import Batch
 from algorist.model.kernels import Alone, Attend, Groups
 from algorist.model.policy import Policy, document_sums
@@ -344,7 +344,7 @@ def test_fused_layers_compute_the_same_and_are_compiled_once_for_all_lengths(
     """By the compiler's front end alone, which decides what is compiled anew; its C++ would take a minute."""
     torch.compiler.reset()
     policy, fused = tiny.policy(kind, precision=precision), tiny.policy(kind, precision=precision)
-    fuse(fused.model, backend="eager")
+    fused.fuse(backend="eager")
     recompute.apply(fused.model, again)
     graphs = []
     for lengths in ([7, 31, 2], [40, 3], [5], [60, 60, 70], [9] * 9, [100, 20], [2]):

@@ -10,15 +10,19 @@ On a GPU a decoding step is a captured graph, replayed for every batch that it i
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbols
 
 from algorist.model import longrope, memory
 from algorist.model.attention import Documents
@@ -45,8 +49,10 @@ class Steps:
     def __init__(self, policy: Policy, pages: Pages) -> None:
         self.policy, self.pages = policy, pages
         self._lent = [*_cast(policy), *_settled(policy.model)]
+        self._few = list(_few_rows(policy))
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._captures = policy.device.type == "cuda"
+        self._compiles = bool(policy.fused) and policy.device.type == "cpu"
 
     def prefill(self, texts: Sequence[Sequence[int]], held: Sequence[Sequence[int]]) -> Tensor:
         """(n, H) last states of n texts, whose keys and values are written to the pages `held` of each."""
@@ -85,7 +91,7 @@ class Steps:
         given, positions = rows[0], rows[1]
         widest = int(lengths.max()) // size + 1
         used = (positions + 1).int()
-        with self._borrowed():
+        with self._borrowed(self._few):
             layout = Decode(self.pages, rows[2:], torch.from_numpy(table).to(device), used, widest)
             if self._captures:
                 try:
@@ -93,12 +99,25 @@ class Steps:
                 except RuntimeError as error:
                     self._captures = False
                     self._graphs.clear()
-                    first = str(error).strip().splitlines()[0]
-                    warnings.warn(f"sampling goes on without CUDA graphs, more slowly: {first}", stacklevel=2)
+                    warnings.warn(
+                        f"sampling goes on without CUDA graphs, more slowly: {_first_line(error)}", stacklevel=2
+                    )
             return self._run(given, positions, layout)
 
     def _run(self, tokens: Tensor, positions: Tensor, layout: Decode) -> Tensor:
-        return self.policy.logits(self.policy.trunk(tokens, positions, decode=layout))
+        if not self._compiles:
+            return _forward(self.policy, tokens, positions, layout)
+        # A graph for any number of rows holds for no single row, which so stands there twice, nor for parts of tensors.
+        twice = 2 if len(tokens) == 1 else 1
+        table, used = layout.table.repeat(twice, 1), layout.used.repeat(twice)
+        whole = replace(layout, where=layout.where.repeat(1, twice), table=table, used=used)
+        try:
+            run = _compiled(self.policy.fused)
+            return run(self.policy, tokens.repeat(twice), positions.repeat(twice), whole)[: len(tokens)]
+        except RuntimeError as error:
+            self._compiles = False
+            warnings.warn(f"sampling goes on uncompiled, more slowly: {_first_line(error)}", stacklevel=2)
+            return self._run(tokens, positions, layout)
 
     def _replay(self, tokens: Tensor, positions: Tensor, layout: Decode) -> Tensor:
         """A step by the graph of the next larger batch and width. Rows that fill it up write to page 0."""
@@ -138,11 +157,12 @@ class Steps:
         return graph, buffers
 
     @contextmanager
-    def _borrowed(self) -> Iterator[None]:
+    def _borrowed(self, more: Sequence[Loan] = ()) -> Iterator[None]:
         """The policy as sampling wants it, for one forward."""
-        before = [(place, name, place.get(name, self)) for place, name, _ in self._lent]
+        lent = [*self._lent, *more]
+        before = [(place, name, place.get(name, self)) for place, name, _ in lent]
         try:
-            for place, name, value in self._lent:
+            for place, name, value in lent:
                 place[name] = value
             yield
         finally:
@@ -151,6 +171,23 @@ class Steps:
                     del place[name]
                 else:
                     place[name] = value
+
+
+def _forward(policy: Policy, tokens: Tensor, positions: Tensor, layout: Decode) -> Tensor:
+    return policy.logits(policy.trunk(tokens, positions, decode=layout))
+
+
+@functools.cache
+def _compiled(backend: str) -> Callable[[Policy, Tensor, Tensor, Decode], Tensor]:
+    """A step as one graph for any number of rows: of a few rows, most is the way from operation to operation."""
+    run = torch.compile(_forward, dynamic=True, fullgraph=True, backend=backend)
+
+    def apart(*given: Any) -> Tensor:
+        # Otherwise two sizes that happen to be equal at first are taken for one.
+        with symbols.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return run(*given)
+
+    return apart
 
 
 Loan = tuple[dict[str, Any], str, Any]  # attributes of a module, a name among them, and what stands there meanwhile
@@ -165,6 +202,36 @@ def _cast(policy: Policy) -> Iterator[Loan]:
             yield module._parameters, "weight", module.weight.detach().to(policy.precision)
 
 
+def _few_rows(policy: Policy) -> Iterator[Loan]:
+    """On a CPU, products with few rows the other way round."""
+    if policy.device.type == "cpu" and policy.precision == torch.float32 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        for module in policy.model.modules():
+            if type(module) is nn.Linear and module.weight.dtype == torch.float32:
+                yield module.__dict__, "forward", MethodType(_linear, module)
+
+
+def _linear(module: nn.Linear, given: Tensor) -> Tensor:
+    multiply = _opaque if torch.compiler.is_compiling() else _multiply
+    return multiply(given, module.weight, module.bias)
+
+
+def _multiply(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b; as (W x^T)^T where MKL would rather copy W than multiply so few rows by it (bench/decode.py)."""
+    rows = given.reshape(-1, given.shape[-1])
+    if not (8 if weight.numel() > 2**20 else 16) <= len(rows) < 64:
+        return nn.functional.linear(given, weight, bias)
+    product = weight @ rows.t() if bias is None else torch.addmm(bias[:, None], weight, rows.t())
+    return product.t().contiguous().view(*given.shape[:-1], -1)
+
+
+_opaque = torch.library.custom_op("algorist::few_rows", _multiply, mutates_args=())
+
+
+@_opaque.register_fake
+def _(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return given.new_empty(*given.shape[:-1], len(weight))
+
+
 def _settled(model: nn.Module) -> Iterator[Loan]:
     """Rotary embeddings that have one set of factors for all lengths, and so need not ask for the longest."""
     config: Any = model.config
@@ -172,6 +239,10 @@ def _settled(model: nn.Module) -> Iterator[Loan]:
         for module in model.modules():
             if getattr(module, "rope_type", None) == "longrope":
                 yield module.__dict__, "rope_type", "default"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _upload(device: torch.device, *rows: Any) -> Tensor:

@@ -57,17 +57,31 @@ def forward(
     Exactly one of `documents` (with or without `prefill`) and `decode` says how tokens relate; `attention_mask` is
     None, because transformers builds none for an implementation that it does not know.
     """
-    if decode is not None:
-        rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-        decode.pages.write(_layer(module), decode.where, *rows[1:])
-        scale = rows[0].shape[2] ** -0.5 if scaling is None else scaling
-        return decode.attend(_layer(module), rows[0], scale).to(value.dtype)[None], None
+    if decode is None:
+        return _within(module, query, key, value, scaling, documents, prefill), None
+    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    decode.pages.write(_layer(module), decode.where, *rows[1:])
+    scale = rows[0].shape[2] ** -0.5 if scaling is None else scaling
+    return decode.attend(_layer(module), rows[0], scale).to(value.dtype)[None], None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _within(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    documents: Documents | None,
+    prefill: Prefill | None,
+) -> Tensor:
+    """Out of the compiler's sight: it would compile anew for every layer and length."""
     assert documents is not None, "no layout came here: it comes from Policy, and not every model passes it on"
     if prefill is not None:
         prefill.pages.write(_layer(module), prefill.where, key[0].transpose(0, 1), value[0].transpose(0, 1))
     # Under autocast the rotary embedding leaves float32, and only SDPA would be given the compute type by itself.
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (T, H, D)
-    return documents.attend(q, k, v, scaling)[None], None
+    return documents.attend(q, k, v, scaling)[None]
 
 
 def _layer(module: torch.nn.Module) -> int:
@@ -91,4 +105,4 @@ def fuse(model: torch.nn.Module, *, backend: str = "inductor") -> None:
         layer.forward = torch.compile(layer.forward, dynamic=True, backend=backend)
 
 
-AttentionInterface.register(NAME, torch.compiler.disable(forward))  # type: ignore[no-untyped-call]
+AttentionInterface.register(NAME, forward)

@@ -131,10 +131,8 @@ class Decode:
         """(S, H, D) for queries (S, H, D), by the layer's pages."""
         keys, values = self.pages.keys[layer], self.pages.values[layer]
         if query.device.type == "cpu" and keys.dtype in (torch.float32, torch.bfloat16):
-            from algorist.numerics import paged  # numba takes a second to load, and only sampling on a CPU needs it
-
-            by_head = (keys.transpose(1, 2), values.transpose(1, 2))
-            return paged.attend(query.float(), *by_head, self.table, self.used, scale)
+            attend = _opaque if torch.compiler.is_compiling() else _paged
+            return attend(query.float(), keys.transpose(1, 2), values.transpose(1, 2), self.table, self.used, scale)
         if query.device.type == "cuda" and keys.dtype in (torch.float16, torch.bfloat16):
             return self._flash(query.to(keys.dtype), keys, values, scale)
         return self._gathered(query.to(keys.dtype), keys, values, scale)
@@ -167,3 +165,18 @@ class Decode:
         q = query.view(len(query), k.shape[1], -1, query.shape[2])
         out = scaled_dot_product_attention(q, k, v, attn_mask=~hidden[:, None, None], scale=scale)
         return out.reshape(query.shape)
+
+
+def _paged(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, used: Tensor, scale: float) -> Tensor:
+    from algorist.numerics import paged  # numba takes a second to load, and only sampling on a CPU needs it
+
+    return paged.attend(query, keys, values, table, used, scale)
+
+
+# For the compiler of a whole step (generate/steps.py), which has to know of its output no more than the shape.
+_opaque = torch.library.custom_op("algorist::paged_attention", _paged, mutates_args=())
+
+
+@_opaque.register_fake
+def _(query: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)

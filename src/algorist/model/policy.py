@@ -41,6 +41,7 @@ class Policy(nn.Module):
         model   a transformers causal LM whose attention is model/attention.py
         critic  one value per token, or None
         path    of attention within documents, one of model/kernels.py
+        fused   backend of torch.compile that `fuse` was called with, empty before it
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Policy(nn.Module):
         """
         super().__init__()
         self.path = path
+        self.fused = ""
         self.precision = getattr(torch, precision)
         model.set_attn_implementation(attention.NAME)
         self.model = model.eval()
@@ -69,6 +71,11 @@ class Policy(nn.Module):
         if self.critic is not None:
             self.critic.eval()
         return self
+
+    def fuse(self, *, backend: str = "inductor") -> None:
+        """Compile the layers by torch.compile (see model/attention.py), and the steps of sampling on a CPU."""
+        attention.fuse(self.model, backend=backend)
+        self.fused = backend
 
     @property
     def device(self) -> torch.device:

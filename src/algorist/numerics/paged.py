@@ -22,7 +22,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-_ALONE = 2**19  # numbers of keys that one thread reads sooner than another wakes up
+_ALONE = 2**18  # numbers of keys that one thread reads sooner than another wakes up
 _PARTS = 4  # of the work, for each thread: sequences differ in length, and cores may be busy
 
 
