@@ -51,7 +51,7 @@ class Training:
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
     recompute: Literal["auto", "none", "selective", "full"] = "auto"  # in the backward pass, to keep less in memory
-    compile: bool = False  # fuse the layers by torch.compile: faster, the first step waits for it; needs a C++ compiler
+    compile: bool = False  # layers, and on a CPU steps of sampling, by torch.compile; the first waits; needs a C++ compiler
     save_every: int = 200  # optimizer steps between two saves that a killed run can go on from
     lora: Lora = Lora()
 

@@ -2,10 +2,11 @@
 
 Between two calls the policy is the trainer's. During one it is lent: matrices are in the type of the products, cast
 once and not at every step; and rotary factors that were settled for all lengths are not looked up by length, which
-would make a GPU wait. The numbers are the trainer's. Layers that the trainer has compiled stay so; compiling them for
-sampling alone does not pay on a CPU, where a step is matrix products and attention.
+would make a GPU wait; and on a CPU few rows are multiplied the other way round. The numbers are the trainer's, but for
+rounding.
 
-On a GPU a decoding step is a captured graph, replayed for every batch that it is large enough for.
+On a GPU a decoding step is a captured graph, replayed for every batch that it is large enough for. On a CPU, where the
+trainer has compiled its layers, a step is compiled whole; layers alone would not pay, so short is the way through each.
 """
 
 from __future__ import annotations
