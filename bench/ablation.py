@@ -1,6 +1,6 @@
 """The three remedies of stage 4, each alone and together, beside plain GRPO and DAPO: the same sampled tokens for all.
 
-    python bench/ablation.py RUN OUT [--seeds 5] [--tokens 600_000] [--arms plain length balance annealing all dapo]
+    python bench/ablation.py RUN OUT [--seeds 5] [--tokens 150_000] [--arms plain length balance annealing all dapo]
 
 RUN is a finished run of recipes/tiny.toml. Every arm starts from its stage-3 checkpoint and has stage 4's settings of
 its recipe but for what the arm changes; the seed moves everything that stage 4 draws. An arm takes as many generations
@@ -68,7 +68,8 @@ ARMS: dict[str, tuple[str, ...]] = {
         "objective.clip_high=0.28",
     ),
 }
-_PILOT, _POINTS, _ASKED = 2, 4, 4  # generations; evaluations on the way; samples of a held-out problem
+_PILOT, _POINTS = 2, 3  # generations; evaluations on the way
+_WATCHED, _ASKED = 200, 2  # held-out problems asked on the way; samples of each of all at the end
 _SHARED = ("problems", "benchmarks", "sets", "dpo")  # of the run that every arm starts from
 
 
@@ -119,7 +120,7 @@ def watched(run: Run, problems: Sequence[Problem], pool: Pool, curve: list[dict[
         sampled = 0.0
         for generation, step in enumerate(rlvr.STAGE.steps(this, policy)):
             if generation % every == 0:
-                shares, length = held_out(this, policy, problems[:200], pool, 2)
+                shares, length = held_out(this, policy, problems[:_WATCHED], pool, 1)
                 curve.append({"tokens": sampled, "accuracy": sum(shares) / len(shares), "length": length})
             sampled += step.facts["sampled_tokens"]
             yield step
@@ -159,7 +160,8 @@ def take(source: Path, out: Path, arm: str, seed: int, budget: int) -> dict[str,
         shares, length = held_out(run, policy, problems, pool, _ASKED)
     entries = journal.read(run.folder)
     sampled = sum(entry["sampled_tokens"] for entry in entries)
-    curve.append({"tokens": sampled, "accuracy": sum(shares) / len(shares), "length": length})
+    watched_too = shares[:_WATCHED]
+    curve.append({"tokens": sampled, "accuracy": sum(watched_too) / len(watched_too), "length": length})
     kept = [
         {
             "tokens": total,
@@ -192,7 +194,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=600_000)
+    parser.add_argument("--tokens", type=int, default=150_000)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     options = parser.parse_args()
     devices.settle()

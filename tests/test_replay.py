@@ -44,6 +44,8 @@ def test_refusals(command, smoke_run: Path, tmp_path: Path) -> None:
     gone.unlink()
     why = f"{gone}: the rollouts of this generation are gone. Replay works on a whole run folder.\n"
     assert command("replay", run)[::2] == (4, why)
+    (place / ".step-0000001.draft").mkdir()  # of a save that was killed: not a save
+    assert command("replay", run)[::2] == (4, why)
     (place / "journal.jsonl").unlink()
-    none = f"{place}: step -1 is not there, it has no journal yet. Name one of them with --step.\n"
+    none = f"{place}: has taken no step yet. Run the recipe first: algorist run.\n"
     assert command("replay", run)[::2] == (4, none)

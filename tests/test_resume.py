@@ -264,7 +264,7 @@ def test_a_change_makes_again_what_depends_on_it_and_can_be_taken_back(smoke_run
     assert beside.returncode == 0, said(run)
     assert_same(disturbed, run)
     log = said(run)
-    made = "made again: rlvr, and what comes to another content by it; what was there moves to"
+    made = "made again: rlvr, made by another recipe, and what comes to another content by it; what was there moves to"
     assert f"{made} {run / 'superseded'}\n" in log
     assert re.findall(r"^(\S+): done in", log, re.M) == ["rlvr", "scores/rlvr"]
     assert log.count(": done before, skipped\n") == 19

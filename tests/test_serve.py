@@ -410,9 +410,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(RecipeError) as caught:
         serve("toy")
-    assert str(caught.value) == (
-        "serve: uvicorn is not installed. Install the extra with pip install 'algorist[serve]'."
-    )
+    assert str(caught.value) == ("serve: uvicorn is not installed. Install the extra with pip install '.[serve]'.")
 
 
 def test_a_model_without_a_chat_template_goes_on_with_texts(model: PolicyModel) -> None:

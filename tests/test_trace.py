@@ -96,7 +96,7 @@ def test_messages(command: Command, smoke_run: Path, tmp_path: Path, monkeypatch
     expected = f"{smoke_run}: no record has the id zz. `algorist show {smoke_run} problems` lists some.\n"
     assert command("why", "zz", "--run", smoke_run)[::2] == (3, expected)
     assert command("why", "zz", "--run", tmp_path)[::2] == (
-        3,
+        4,
         f"{tmp_path}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.\n",
     )
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ from algorist.numerics.losses import Loss
 from algorist.numerics.schedules import learning_rate
 from algorist.recipe import Recipe
 from algorist.records import Checkpoint, Problem
-from algorist.stage import LOOKED_AT, Lora, Plan, Run, Stage, Step, Training
+from algorist.stage import Lora, Plan, Run, Stage, Step, Training
 from algorist.toy import base, words
 from algorist.train import train
 
@@ -378,7 +378,7 @@ def test_a_rate_that_cannot_move_the_weights_is_refused(tmp_path: Path, parent: 
 
 def rising(settings: Any, entries: Sequence[Mapping[str, Any]]) -> str:
     """Words for what it is shown: which steps, of how many."""
-    assert type(settings) is Settings and len(entries) <= LOOKED_AT
+    assert type(settings) is Settings and len(entries) <= 3
     big = [round(entry["tokens"]) for entry in entries if entry["tokens"] > 20]
     return f"{len(big)} of the last steps are long" if big and entries[-1]["tokens"] > 20 else ""
 
@@ -390,7 +390,7 @@ def test_an_alarm_is_said_when_it_changes(tmp_path: Path, parent: tuple[Path, Ch
         return replace(usual(index), facts={"tokens": tokens[index]})
 
     said: list[str] = []
-    run, _ = made(tmp_path / "straight", parent, step=step, more={"alarm": rising})
+    run, _ = made(tmp_path / "straight", parent, step=step, more={"alarm": rising, "looked_at": lambda settings: 3})
     train(run, said.append)
     assert said[1:] == ["made: 1 of the last steps are long", "made: 2 of the last steps are long"]
     alarms = [entry.get("alarm") for entry in journal.read(run.folder)]

@@ -37,7 +37,7 @@ _MARK = "task.json"
 def fingerprint(recipe: Recipe, task: Task) -> str:
     """What a task reads of the recipe, hashed: a folder with another one must be made again."""
     resolved = recipe.resolved()
-    return content_id(FORMAT, task.name, {name: _read(resolved, name) for name in task.reads})
+    return f"{FORMAT}-{content_id(task.name, {name: _read(resolved, name) for name in task.reads})}"
 
 
 def _read(resolved: Any, name: str) -> Any:
@@ -127,8 +127,8 @@ def run(
 def state(recipe: Recipe, root: Path, todo: Sequence[Task]) -> list[tuple[str, str]]:
     """(task, state) of every task, where the state is one of
 
-    "done", "begun", "to do", "made by another recipe", "made from other data", or "waits for …": done, and made again
-    only if that task comes to another content.
+    "done", "begun", "to do", "made by another recipe", "made by an older version", "made from other data", or "waits
+    for …": done, and made again only if that task comes to another content.
     """
     found: dict[str, str] = {}
     for task in todo:
@@ -142,6 +142,8 @@ def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
     if not (folder / _MARK).exists():
         return "to do"
     mark = store.read_json(folder / _MARK)
+    if mark["fingerprint"].partition("-")[0] != str(FORMAT):
+        return "made by an older version"
     if mark["fingerprint"] != fingerprint:
         return "made by another recipe"
     if _changed(mark, inputs):
@@ -218,10 +220,11 @@ def _open_folder(recipe: Recipe, root: Path, todo: Sequence[Task], say: Callable
         for line in recipes.differences(old, recipe.resolved()):
             if " not set → " not in line:  # a key that is new, or that only other verbs read
                 say(f"changed: {line}")
-        again = [name for name, found in state(recipe, root, todo) if found == "made by another recipe"]
-        if again:
-            what = f"{', '.join(again)}, and what comes to another content by it"
-            say(f"made again: {what}; what was there moves to {root / SUPERSEDED}")
+        found = state(recipe, root, todo)
+        for why in ("made by another recipe", "made by an older version"):
+            if again := [name for name, one in found if one == why]:
+                what = f"{', '.join(again)}, {why}, and what comes to another content by it"
+                say(f"made again: {what}; what was there moves to {root / SUPERSEDED}")
     elif any(entry.name not in (".lock", ".recipe.toml.draft") for entry in root.iterdir()):
         raise RunError(
             f"{root}: is not empty and holds no recipe.toml, so it is no run. Name another folder with --out."

@@ -8,6 +8,7 @@ journal comes out bit for bit; where it does not, what differs is named.
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from algorist import journal
+from algorist import journal, store
 from algorist.errors import RunError
 from algorist.model import chat as chats
 from algorist.model import devices
@@ -45,18 +46,24 @@ def replay(root: Path, recipe: Recipe, step: int | None, say: Callable[[str], ob
     before = {entry["step"]: entry for entry in journal.read(folder)}
     last = max(before, default=-1) if step is None else step
     if last not in before:
-        said = f"its journal has steps 0 to {max(before)}" if before else "it has no journal yet"
-        raise RunError(f"{folder}: step {last} is not there, {said}. Name one of them with --step.")
+        if not before:
+            raise RunError(f"{folder}: has taken no step yet. Run the recipe first: algorist run.")
+        raise RunError(
+            f"{folder}: step {last} is not there, its journal has steps 0 to {max(before)}. Name one of them with "
+            "--step."
+        )
     run = _run(root, recipe)
     with tempfile.TemporaryDirectory(prefix="algorist-replay-") as scratch:
         copy = Path(scratch) / rlvr.STAGE.name
         copy.mkdir()
         _link(folder, copy, last // run.settings.updates)
         start = _start(folder, copy, last)
+        earlier = [entry for at, entry in sorted(before.items()) if at < start]  # alarms look back
+        store.write_text(copy / journal.FILE, "".join(json.dumps(entry) + "\n" for entry in earlier))
         ended = replace(run, root=Path(scratch), stage=replace(rlvr.STAGE, steps=_until(last)))
         say(f"rlvr: steps {start} to {last} again, from {f'the save at step {start}' if start else run.parent}")
         train(ended, say)
-        return _compared(before, journal.read(copy), say)
+        return _compared(before, journal.read(copy)[start:], say)
 
 
 def _link(folder: Path, copy: Path, generation: int) -> None:
@@ -83,7 +90,8 @@ def _until(last: int) -> Callable[[Run, Any], Iterator[Step]]:
 
 def _start(folder: Path, copy: Path, last: int) -> int:
     """The step that the latest usable save goes on with, once it is copied; 0 without one."""
-    saves = {int(save.name.rpartition("-")[2]): save for save in folder.glob("*-[0-9]*") if save.is_dir()}
+    found = [*folder.glob("step-*"), *folder.glob("healthy-*")]
+    saves = {int(save.name.rpartition("-")[2]): save for save in found}
     usable = [step for step in saves if step <= last]
     if not usable:
         return 0
@@ -93,6 +101,8 @@ def _start(folder: Path, copy: Path, last: int) -> int:
 
 def _run(root: Path, recipe: Recipe) -> Run:
     parent = root / STAGES[-2].name / "checkpoint"
+    if not parent.exists():
+        raise RunError(f"{parent}: the model that stage 4 started from is gone. Replay works on a whole run folder.")
     model = recipe.of("model", chats.Settings)
     chat = Chat.of(load_tokenizer(str(parent)), model.prompt, system=model.system)
     settings, training = recipe.of(rlvr.STAGE.name, rlvr.Settings), recipe.of(rlvr.STAGE.name, Training)
@@ -105,9 +115,8 @@ def _compared(before: dict[int, dict[str, Any]], again: list[dict[str, Any]], sa
     wrong = 0
     for entry in again:
         old = before[entry["step"]]
-        keys = [
-            key for key in old.keys() | entry.keys() if not key.endswith("seconds") and old.get(key) != entry.get(key)
-        ]
+        known = {"alarm"} | (old.keys() & entry.keys())  # a journal of another version has other numbers too
+        keys = [key for key in known if not key.endswith("seconds") and old.get(key) != entry.get(key)]
         said = ", ".join(f"{key} {old.get(key)} then, {entry.get(key)} now" for key in sorted(keys))
         say(f"step {entry['step']}: {said or 'the same numbers'}")
         wrong += bool(keys)

@@ -21,7 +21,6 @@ from algorist.numerics.losses import Loss
 from algorist.recipe import Recipe
 
 AnyBatch = Batch | PairBatch | GroupBatch
-LOOKED_AT = 10  # optimizer steps that an alarm is shown
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ class Training:
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
     recompute: Literal["auto", "none", "selective", "full"] = "auto"  # in the backward pass, to keep less in memory
-    compile: bool = False  # layers, and on a CPU steps of sampling, by torch.compile; the first waits; needs a C++ compiler
+    compile: bool = (
+        False  # layers, and on a CPU steps of sampling, by torch.compile; the first waits; needs a C++ compiler
+    )
     save_every: int = 200  # optimizer steps between two saves that a killed run can go on from
     lora: Lora = Lora()
 
@@ -60,8 +61,14 @@ class Training:
             raise ValueError("batch_size, tokens_per_batch and save_every must be at least 1.")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup = {self.warmup} is a share of the steps, 0 to 1 was expected.")
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0:
-            raise ValueError("learning_rate and max_grad_norm must be above 0: nothing would be learned.")
+        if min(self.learning_rate, self.max_grad_norm, self.others_rate) <= 0:
+            raise ValueError("learning_rate, max_grad_norm and others_rate must be above 0: nothing would be learned.")
+        if not 0 <= self.end_learning_rate <= 1:
+            raise ValueError(
+                f"end_learning_rate = {self.end_learning_rate} is a share of the peak, 0 to 1 was expected."
+            )
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay = {self.weight_decay} is negative, 0 or more was expected.")
 
 
 @dataclass(frozen=True)
@@ -154,3 +161,4 @@ class Stage:
     critic: Callable[[Any], CriticKind] = lambda settings: "none"
     # Settings, and what the journal holds of the last steps: what is going wrong and what to do, "" where nothing is.
     alarm: Callable[[Any, Sequence[Mapping[str, Any]]], str] = lambda settings, entries: ""
+    looked_at: Callable[[Any], int] = lambda settings: 10  # optimizer steps that the alarm is shown

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from algorist import records, store
-from algorist.errors import RecordError
+from algorist.errors import RecordError, RunError
 from algorist.records import CARD, Verdict
 
 # In the order of the way, and of what is said.
@@ -65,11 +65,11 @@ def tell(roots: Sequence[Path], identity: str, say: Callable[[str], object]) -> 
                   it begins
 
     Raises:
-        RecordError where no run knows it, or where it begins the ids of several records.
+        RecordError where no run knows it, or where it begins the ids of several records; RunError for another folder.
     """
     for root in roots:
         if not (root / "recipe.toml").exists():
-            raise RecordError(f"{root}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.")
+            raise RunError(f"{root}: is no run (there is no recipe.toml). Name the folder that algorist run wrote.")
         if told := [*_way(root, identity), *_made_from(root, identity)]:
             say(f"{root}")
             for line in told:

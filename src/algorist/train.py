@@ -24,7 +24,7 @@ from algorist.model.optimizers import Optimizer, require_movement
 from algorist.model.policy import Policy
 from algorist.numerics.schedules import learning_rate
 from algorist.records import CARD, Checkpoint
-from algorist.stage import LOOKED_AT, Plan, Run
+from algorist.stage import Plan, Run
 
 
 def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint:
@@ -44,7 +44,7 @@ def train(run: Run, say: Callable[[str], object] = lambda _: None) -> Checkpoint
     policy.train()
     save_due = False
     with Journal(run.folder, total=plan.num_steps, title=stage.name, start=run.start) as log:
-        latest = deque(journal.read(run.folder), maxlen=LOOKED_AT)
+        latest = deque(journal.read(run.folder), maxlen=stage.looked_at(run.settings))
         wrong = stage.alarm(run.settings, tuple(latest))
         for index, step in enumerate(stage.steps(run, policy), run.start):
             with log.step(index) as entry:
@@ -137,10 +137,10 @@ def _save(run: Run, policy: Policy, optimizer: Optimizer, step: int) -> None:
 
 def _clear(run: Run, saves: Sequence[Path], step: int) -> None:
     """Delete saves that the one at `step` has made needless. The last from before an alarm stays until it is over."""
-    entries = journal.read(run.folder)
+    entries, shown = journal.read(run.folder), run.stage.looked_at(run.settings)
 
     def healthy(step: int) -> bool:
-        return not run.stage.alarm(run.settings, tuple(entries[max(step - LOOKED_AT, 0) : step]))
+        return not run.stage.alarm(run.settings, tuple(entries[max(step - shown, 0) : step]))
 
     old = [*_kept_healthy(run.folder), *saves]
     sound = [] if healthy(step) else [save for save in old if healthy(int(save.name[-7:]))]

@@ -150,7 +150,8 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path: Path, mo
     with pytest.raises(RecipeError) as refused:
         list(read_rows("hf://a/b"))
     assert str(refused.value) == (
-        "hf://a/b: reading it takes the datasets library, which is not here. Install algorist[hub]."
+        "hf://a/b: reading it takes the datasets library, which is not here. Install the extra with "
+        "pip install '.[hub]'."
     )
 
 

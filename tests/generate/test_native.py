@@ -11,12 +11,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from algorist.errors import RunError
-from algorist.generate import native, steps
+from algorist.generate import native, rollouts, steps
 from algorist.generate.batching import Batching, How, Tally
 from algorist.generate.drawing import draw
 from algorist.generate.sampling import Request, Response, Sampling
 from algorist.generate.steps import Steps, room
-from algorist.model import lora
+from algorist.model import lora, recompute
 from algorist.model.batches import Document, lay_out
 from algorist.model.cache import Decode, Kept, Pages
 from algorist.model.policy import Policy
@@ -366,6 +366,22 @@ def test_compiled_steps_are_one_graph_for_all_numbers_of_rows_and_caches(kind: s
         assert max(apart) < (1e-5 if precision == "float32" else 0.05)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0 and set(graphs) == {graphs[0]}
+
+
+def test_a_copy_of_a_compiled_policy_has_weights_of_its_own() -> None:
+    torch.compiler.reset()
+    policy, asked = tiny.policy("Phi3"), requests(6)
+    recompute.apply(policy.model, "full")
+    policy.fuse(backend="eager")
+    expected = native.sample(tiny.policy("Phi3"), asked, Sampling(0.0, 1.0, 9), end_ids=END)
+    copy = rollouts.copied(policy)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(0.5)
+    assert [one.tokens for one in native.sample(copy, asked, Sampling(0.0, 1.0, 9), end_ids=END)] == [
+        one.tokens for one in expected
+    ]
+    assert not copy.fused
 
 
 def test_steps_that_cannot_be_compiled_are_taken_uncompiled_and_said() -> None:

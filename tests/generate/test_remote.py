@@ -535,6 +535,6 @@ def test_nobody_at_the_address() -> None:
     with pytest.raises(RunError) as raised:
         served_model(url, checkpoint="runs/x/sft/checkpoint")
     assert str(raised.value) == (
-        f"{url}: one model was expected (ConnectError: [Errno 111] Connection refused). Serve runs/x/sft/checkpoint "
-        "there, or mend [evaluate] url and model."
+        f"{url}: nobody answers (ConnectError: [Errno 111] Connection refused). Serve runs/x/sft/checkpoint there, or "
+        "mend [evaluate] url."
     )

@@ -111,7 +111,7 @@ def test_without_peft_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RunError) as error:
         lora.attach(tiny.build(), rank=8, alpha=1.0, targets=(), address=(1,))
     assert str(error.value) == (
-        "lora.rank = 8 needs peft, which is not installed. Install the extra with pip install 'algorist[lora]'."
+        "lora.rank = 8 needs peft, which is not installed. Install the extra with pip install '.[lora]'."
     )
 
 
@@ -203,6 +203,16 @@ def test_tied_weights_are_written_once(tmp_path: Path) -> None:
     checkpoints.save(tmp_path / "c", Policy(model), words.tokenizer(), Checkpoint("", "sft", 1))
     with safe_open(tmp_path / "c" / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(tiny.build("Phi3", tied=True).state_dict()) - {"lm_head.weight"}
+
+
+def test_a_critic_is_float32_whatever_the_weights_are(tmp_path: Path) -> None:
+    checkpoints.save(tmp_path / "parent", tiny.policy("Phi3"), words.tokenizer(), Checkpoint("", "base", 0))
+    policy = checkpoints.open_policy(tmp_path / "parent", precision="bfloat16", weights="bfloat16", critic="own")
+    types = {name.partition(".")[0]: p.dtype for name, p in policy.named_parameters()}
+    assert types == {"model": torch.bfloat16, "critic": torch.float32}
+    row = tiny.row(1, LENGTHS)
+    policy.values(row).square().sum().backward()
+    assert policy.critic is not None and policy.critic.head.weight.grad is not None
 
 
 def test_weights_in_bfloat16_with_float32_adapters(tmp_path: Path) -> None:

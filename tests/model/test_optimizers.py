@@ -133,7 +133,7 @@ def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         Optimizer(tiny.policy(), kind="adamw8bit", weight_decay=0.0)
     assert str(error.value) == (
         'optimizer = "adamw8bit" needs torchao, which is not installed. '
-        "Install the extra with pip install 'algorist[eightbit]'."
+        "Install the extra with pip install '.[eightbit]'."
     )
 
 

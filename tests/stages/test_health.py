@@ -34,6 +34,14 @@ def test_all_is_well() -> None:
     assert alarm(Health(), [{"loss": 1.0}]) == ""  # the second optimizer step of a generation
 
 
+def test_ratios_are_those_of_all_optimizer_steps_on_a_generation() -> None:
+    calm, moved, late = entries({"ratio_tail": 0.0}, {"ratio_tail": 0.0}, {"ratio_tail": 0.01})
+    second = {"ratio_tail": 0.05, "temperature": 1.0}
+    assert alarm(Health(), [calm, second]).startswith("5.0% of the tokens moved by more than a factor of 2")
+    assert alarm(Health(), [calm, second, moved]) == ""  # judged anew with each generation
+    assert alarm(Health(), [second, late, {"ratio_tail": 0.0}]) == ""
+
+
 LONGER = [{"wrong_len": 100.0 + 20 * i, "right_len": 100.0 + i} for i in range(4)]
 BROKEN = [
     ([{"ended": 0.6}], "40% of the responses are cut at max_tokens and count as wrong: raise max_tokens."),

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -210,12 +210,27 @@ def test_the_critic_learns_alone_at_first_and_whitening_spans_the_step(tmp_path:
             batches = groups([step])
             weights = torch.cat([batch.rows.weights for batch in batches]).double()
             found = torch.cat([batch.advantages for batch in batches]).double()
-            if generation < warmup:
-                assert found.eq(0).all() and any(batch.returns.ne(0).any() for batch in batches)
-                continue
+            assert all(batch.critic_alone == (generation < warmup) for batch in batches)
             mean = float((weights * found).sum() / weights.sum())
             assert mean == pytest.approx(0.0, abs=1e-5)
             assert float((weights * (found - mean).square()).sum() / weights.sum()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("trunk", ["own", "shared"])
+def test_in_the_warm_up_nothing_but_the_critic_moves(
+    tmp_path: Path, parent: Parent, trunk: Literal["own", "shared"]
+) -> None:
+    more = {"algorithm": "ppo", "objective": Objective(entropy=0.1, kl=0.1)}
+    run = made(tmp_path, parent, [MIXED, UNEVEN], critic=Critic(trunk=trunk, warmup=1), **more)
+    policy = run.opened(critic=trunk)
+    with torch.no_grad():
+        policy.critic.head.weight.fill_(0.1)  # so that its trunk has a slope
+    (batch, *_) = groups([next(rlvr.steps(run, policy))])
+    for alone, learn in ((True, {"critic"}), (False, {"critic", "model"})):
+        policy.zero_grad()
+        rlvr.loss(policy, replace(batch, critic_alone=alone), run.settings).value.backward()
+        moved = {name.partition(".")[0] for name, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == learn
 
 
 def test_ahead_a_generation_is_sampled_by_the_policy_before_the_one_before(tmp_path: Path, parent: Parent) -> None:

@@ -13,6 +13,7 @@ from algorist import store
 from algorist.errors import RunError
 from algorist.numerics.address import rng
 from algorist.records import Problem, Rollout
+from algorist.stages import groups as grouping
 from algorist.stages import prompts as prompting
 from algorist.stages import rlvr
 from algorist.stages.health import Health
@@ -58,13 +59,13 @@ def test_curate_thresholds(tmp_path: Path, parent: Parent) -> None:
 
 
 def test_no_prompt_left_is_an_error(tmp_path: Path, parent: Parent) -> None:
-    prompts = prompting.Prompts(candidates=5, rounds=2, samples=4, max_length_spread=-1.0)
+    prompts = prompting.Prompts(candidates=5, rounds=2, samples=4, min_accuracy=0.01, max_accuracy=0.01)
     run = made(tmp_path, parent, prompts=prompts)
     with pytest.raises(RunError) as refused:
         prompting.curate(run)
     assert str(refused.value) == (
-        f"{run.data}: no prompt is left (4 lengths not uniform, 1 could not be judged). "
-        "Raise max_length_spread or max_accuracy."
+        f"{run.data}: no prompt is left (2 too easy, 1 too hard, 1 lengths not uniform, 1 could not be judged). "
+        "[rlvr] prompts.max_accuracy is 0.01: raise it, or take harder problems."
     )
 
 
@@ -112,8 +113,10 @@ def test_what_cannot_be_judged_leaves_its_group_and_is_counted(tmp_path: Path, p
     with pytest.raises(RunError) as refused:
         filled(run, pool, [UNJUDGED], 1)
     assert str(refused.value) == (
-        "rlvr: none of the sampled responses could be judged. Look at the verdicts and mend [verify]."
+        "rlvr: none of the 16 responses of generation 1 could be judged. Run the same command again if the machine was "
+        "overloaded, or mend [verify]."
     )
+    assert not grouping.stored(run, 1)  # the same command asks again
 
 
 def test_temperatures_saves_and_resuming(tmp_path: Path, parent: Parent) -> None:
@@ -234,10 +237,10 @@ def test_the_loss_of_the_policy_that_sampled(tmp_path: Path, parent: Parent) -> 
 
 
 def test_trainer_and_sampler_must_agree(tmp_path: Path, parent: Parent) -> None:
-    run = made(tmp_path, parent, [MIXED], steps=1, health=Health(max_logprob_gap=-1.0))
+    run = made(tmp_path, parent, [MIXED], steps=1, health=Health(max_logprob_gap=0.0))
     with pytest.raises(RunError) as refused:
         steps(run)
     assert str(refused.value) == (
-        f"{run.folder}: trainer and sampler disagree by 0.000 nats per token, at most -1.0 was expected. "
+        f"{run.folder}: trainer and sampler disagree by 0.000 nats per token, at most 0.0 was expected. "
         'Use precision = "float32", or raise health.max_logprob_gap.'
     )

@@ -68,7 +68,7 @@ def _library(where: str) -> Any:
     try:
         return importlib.import_module("reasoning_gym")
     except ImportError:
-        raise RecipeError(f"{where}: reasoning-gym is not here. Install algorist[gym].") from None
+        raise RecipeError(f"{where}: reasoning-gym is not here. Install the extra with pip install '.[gym]'.") from None
 
 
 def _domain(module: str) -> str:

@@ -198,7 +198,8 @@ def _datasets(where: str) -> Any:
         return importlib.import_module("datasets")
     except ImportError:
         raise RecipeError(
-            f"{where}: reading it takes the datasets library, which is not here. Install algorist[hub]."
+            f"{where}: reading it takes the datasets library, which is not here. Install the extra with "
+            "pip install '.[hub]'."
         ) from None
 
 

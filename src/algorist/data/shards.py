@@ -198,7 +198,9 @@ def _ray(workers: int) -> Any:
     try:
         import ray
     except ImportError:
-        raise RecipeError('[data] engine = "ray": Ray is not installed. Install algorist[ray].') from None
+        raise RecipeError(
+            "[data] engine = \"ray\": Ray is not installed. Install the extra with pip install '.[ray]'."
+        ) from None
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
         ray.init(log_to_driver=False, configure_logging=False, **own)

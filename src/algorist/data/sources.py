@@ -57,7 +57,7 @@ class Settings:
     ngram: int = 13  # words shared with a benchmark problem that rule a training problem out
     fuzzy: float = 0.75  # Jaccard similarity to a benchmark problem that makes one a paraphrase of it; 0: not looked at
     near: float = 0.8  # Jaccard similarity of two problems from which they count as the same; 0: exact repeats only
-    engine: Literal["processes", "ray"] = "processes"  # what runs the shards; "ray" takes algorist[ray]
+    engine: Literal["processes", "ray"] = "processes"  # what runs the shards; "ray" takes the extra [ray]
     workers: int = 0  # shards at the same time; 0: as many as there are cores
 
     def __post_init__(self) -> None:

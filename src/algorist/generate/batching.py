@@ -8,6 +8,7 @@ began last gives its place back, and is read again and gone on with once there i
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Sequence
@@ -241,6 +242,8 @@ class Batching:
             keys, counts = torch.from_numpy(addresses).to(self.device)
             tokens, logprobs = draw(logits, uniforms(keys, counts), self.sampling)
             drawn, scores = torch.stack([tokens.double(), logprobs.double()]).tolist()  # one wait for the device
+        if any(math.isnan(score) for score in scores):
+            raise RunError("The policy's logits are no numbers: its weights have grown too far. Lower learning_rate.")
         finished: Answers = []
         rows = []
         for row, (index, token, score) in enumerate(zip(indices, drawn, scores, strict=True), first):

@@ -81,4 +81,5 @@ def _among(ordered: Tensor, cumulative: Tensor, held: Tensor, places: Tensor, un
 def _invert(cumulative: Tensor, share: Tensor) -> Tensor:
     """(n, 1) first place whose cumulative weight exceeds (n, 1) `share`, and one that has weight in any case."""
     below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(share))
-    return torch.searchsorted(cumulative, torch.minimum(share, below).clamp(min=0), right=True)
+    found = torch.searchsorted(cumulative, torch.minimum(share, below).clamp(min=0), right=True)
+    return found.clamp(max=cumulative.shape[1] - 1)  # among what is no number there is no such place

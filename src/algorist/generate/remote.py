@@ -218,7 +218,10 @@ def served_model(url: str, *, checkpoint: str, section: str = "evaluate", key_en
         found = [str(one["id"]) for one in got.json()["data"]] if got.status_code == 200 else []
         words = f"status {got.status_code}" if got.status_code != 200 else f"it has {', '.join(found) or 'none'}"
     except httpx.RequestError as error:
-        found, words = [], server.failure(error).words
+        words = server.failure(error).words
+        raise RunError(
+            f"{where}: nobody answers ({words}). Serve {checkpoint} there, or mend [{section}] url."
+        ) from None
     except (ValueError, KeyError, TypeError):
         found, words = [], "a reply that cannot be read"
     if len(found) != 1:

@@ -65,12 +65,15 @@ class Native:
 
 
 def copied(policy: Policy, device: str = "") -> Policy:
-    """A policy with weights of its own, without gradients and critic, on `device` or the policy's own."""
+    """A policy with weights of its own, without gradients and critic, on `device` or the policy's own; not compiled."""
     critic, policy.critic = policy.critic, None
     try:
         other = copy.deepcopy(policy)
     finally:
         policy.critic = critic
+    for module in other.modules():  # compiled and recomputed layers are functions, and those of a copy run the original
+        module.__dict__.pop("forward", None)
+    other.fused = ""
     return other.to(device or policy.device).requires_grad_(False)
 
 

@@ -124,17 +124,18 @@ class Steps:
         """A step by the graph of the next larger batch and width. Rows that fill it up write to page 0."""
         count, width = len(tokens), layout.table.shape[1]
         key = (_round_up(count), min(width, 1 << (layout.widest - 1).bit_length()))
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(*key, width, tokens.device)
-        graph, buffers = self._graphs[key]
-        given = {"tokens": tokens, "positions": positions, "where": layout.where, "used": layout.used}
-        for name, tensor in given.items():
-            buffers[name][..., :count] = tensor
-            buffers[name][..., count:] = 1 if name == "used" else 0
-        buffers["table"][:count] = layout.table
-        buffers["table"][count:] = 0
-        graph.replay()
-        return buffers["logits"][:count]
+        with torch.cuda.device(tokens.device):  # a graph belongs to the current device's stream
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(*key, width, tokens.device)
+            graph, buffers = self._graphs[key]
+            given = {"tokens": tokens, "positions": positions, "where": layout.where, "used": layout.used}
+            for name, tensor in given.items():
+                buffers[name][..., :count] = tensor
+                buffers[name][..., count:] = 1 if name == "used" else 0
+            buffers["table"][:count] = layout.table
+            buffers["table"][count:] = 0
+            graph.replay()
+            return buffers["logits"][:count]
 
     def _capture(
         self, rows: int, widest: int, width: int, device: torch.device
@@ -153,7 +154,8 @@ class Steps:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next((known.pool() for known, _ in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
+        # A trainer may work in another thread meanwhile (`engine.ahead`): what it does is no mistake of the capture's.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             buffers["logits"] = self._run(buffers["tokens"], buffers["positions"], layout)
         return graph, buffers
 

@@ -144,7 +144,7 @@ def open_engine(
     """
     if importlib.util.find_spec("vllm") is None:
         raise RunError(
-            "vllm is not installed. Install the extra with pip install 'algorist[vllm]', or take the native engine."
+            "vllm is not installed. Install the extra with pip install '.[vllm]', or take the native engine."
         )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in _ENVIRONMENT.items():

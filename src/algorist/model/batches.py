@@ -12,7 +12,7 @@ micro-batches cannot change them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,11 @@ class GroupBatch:
     old_values: Tensor  # (T,) float32; 0 without a critic
     ref_logprobs: Tensor  # (T,) float32, under the reference of the KL term; 0 without one
     temperature: Tensor  # (T,) float64, at which each token was sampled and log-probabilities are taken; 1 elsewhere
+    critic_alone: bool = False  # the policy does not learn from it: PPO's critic is warmed up
 
     def to(self, device: torch.device) -> GroupBatch:
         """The same batch on another device."""
-        return GroupBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if not isinstance(x, bool)})
 
 
 @dataclass(frozen=True)

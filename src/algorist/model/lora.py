@@ -40,8 +40,7 @@ def attach(model: nn.Module, *, rank: int, alpha: float, targets: tuple[str, ...
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
         raise RunError(
-            f"lora.rank = {rank} needs peft, which is not installed. "
-            "Install the extra with pip install 'algorist[lora]'."
+            f"lora.rank = {rank} needs peft, which is not installed. Install the extra with pip install '.[lora]'."
         ) from None
     chosen = _matrices(model, targets)
     # Its own first values come from torch's global generator; ours take their place.

@@ -149,7 +149,7 @@ def _adamw8bit(parameters: list[nn.Parameter], weight_decay: float) -> torch.opt
     except ModuleNotFoundError:
         raise RunError(
             'optimizer = "adamw8bit" needs torchao, which is not installed. '
-            "Install the extra with pip install 'algorist[eightbit]'."
+            "Install the extra with pip install '.[eightbit]'."
         ) from None
     adamw: torch.optim.Optimizer = AdamW8bit(
         parameters, lr=0.0, betas=_BETAS, eps=_EPS, weight_decay=weight_decay, block_size=_BLOCK

@@ -24,14 +24,17 @@ CriticKind = Literal["none", "own", "shared"]
 
 
 class Critic(nn.Module):
-    """A linear head that begins at zero, so that the first advantages are plain returns; and its own trunk, or none."""
+    """A linear head that begins at zero, so that the first advantages are plain returns; and its own trunk, or none.
+
+    Both are float32, whatever the model's weights are.
+    """
 
     def __init__(self, model: Any, *, own: bool) -> None:
         super().__init__()
         self.head = nn.Linear(model.config.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.trunk = copy.deepcopy(model.base_model) if own else None
+        self.trunk = copy.deepcopy(model.base_model).float() if own else None
 
 
 class Policy(nn.Module):

@@ -179,7 +179,7 @@ def _uvicorn() -> Any:
         import uvicorn
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"serve: {error.name} is not installed. Install the extra with pip install 'algorist[serve]'."
+            f"serve: {error.name} is not installed. Install the extra with pip install '.[serve]'."
         ) from error
     return uvicorn
 

@@ -56,7 +56,15 @@ class Generation:
 
 
 def write(run: Run, generation: int, heard: Sequence[tuple[Rollout, Verdict]], carried: Sequence[Rollout]) -> None:
-    """Store a generation. The verdicts come last: a generation without them is not there."""
+    """Store a generation. The verdicts come last: a generation without them is not there.
+
+    Raises RunError where not one response could be judged; nothing is stored then.
+    """
+    if all(verdict.right is None for _, verdict in heard):
+        raise RunError(
+            f"rlvr: none of the {len(heard):,} responses of generation {generation} could be judged. Run the same "
+            "command again if the machine was overloaded, or mend [verify]."
+        )
     store.write_shard(run.folder / "carried", generation, Rollout, carried)
     store.write_shard(run.folder / "rollouts", generation, Rollout, [said for said, _ in heard])
     store.write_shard(run.folder / "verdicts", generation, Verdict, [verdict for _, verdict in heard])
@@ -99,14 +107,9 @@ def group(run: Run, generation: int, problem: Problem, judged: Sequence[tuple[Ro
 
 
 def facts(generation: Generation) -> dict[str, float]:
-    """What the journal is told of a generation: all of it follows from what is on disk.
-
-    Raises RunError where not one response could be judged.
-    """
+    """What the journal is told of a generation: all of it follows from what is on disk."""
     groups, sampled = generation.groups, [rollout for rollout, _ in generation.heard]
     judged = [(rollout, right) for one in groups for rollout, right in zip(one.rollouts, one.right, strict=True)]
-    if not judged:
-        raise RunError("rlvr: none of the sampled responses could be judged. Look at the verdicts and mend [verify].")
     reasons = Counter(one.selection.reason for one in groups)
     lengths = [rollout.num_tokens for rollout in sampled]
     by_verdict = {right: [rollout.num_tokens for rollout, found in judged if found is right] for right in (True, False)}

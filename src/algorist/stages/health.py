@@ -29,14 +29,33 @@ class Health:
     max_unjudged: float = 0.1  # share of responses that could not be judged
     max_exploits: float = 0.3  # share of right responses with several boxed answers, or with hardly a word before one
 
+    def __post_init__(self) -> None:
+        shares = ("max_truncated", "max_flat", "min_entropy", "max_ratio_tail", "max_unjudged", "max_exploits")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is a share, 0 to 1 was expected.")
+        if min(self.max_logprob_gap, self.patience, self.max_length_growth) < 0:
+            raise ValueError("max_logprob_gap, patience and max_length_growth must not be negative.")
+
 
 def alarm(health: Health, entries: Entries) -> str:
     """What is going wrong, one sentence for each broken rule; empty where all is well."""
-    seen = [entry for entry in entries if entry.get("sampled")]
+    seen = _generations(entries)
     if not seen:
         return ""
     said = (_truncated, _flat, _entropy, _ratios, _lengths, _unjudged, _exploits)
     return " ".join(text for rule in said if (text := rule(health, seen)))
+
+
+def _generations(entries: Entries) -> list[dict[str, Any]]:
+    """One entry for each generation whose first optimizer step is there, with the worst ratios of all its steps."""
+    seen: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry.get("sampled"):
+            seen.append(dict(entry))
+        elif seen:
+            seen[-1]["ratio_tail"] = max(one.get("ratio_tail", 0.0) for one in (seen[-1], entry))
+    return seen
 
 
 def _truncated(health: Health, seen: Entries) -> str:

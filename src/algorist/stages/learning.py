@@ -108,7 +108,7 @@ def _lay_out(
         parts = torch.split(found, [len(batch.rows.tokens) for batch in batches])
         batches = [replace(batch, advantages=one) for batch, one in zip(batches, parts, strict=True)]
     if policy.critic is not None and generation < critic.warmup:
-        batches = [replace(batch, advantages=torch.zeros_like(batch.advantages)) for batch in batches]
+        batches = [replace(batch, critic_alone=True) for batch in batches]
     return batches
 
 

@@ -45,6 +45,18 @@ class Prompts:
     def __post_init__(self) -> None:
         if min(self.candidates, self.rounds, self.samples, self.levels) < 1:
             raise ValueError("candidates, rounds, samples and levels must be at least 1.")
+        if not 0 <= self.min_accuracy <= self.max_accuracy <= 1:
+            raise ValueError("min_accuracy and max_accuracy are shares, 0 to 1, and the first is not above the second.")
+        if self.max_length_spread <= 0:
+            raise ValueError("max_length_spread must be above 0: no prompt would be left.")
+
+
+_ADVICE = {  # by the reason why most candidates were left out
+    "could not be judged": "Look at the verdicts, and mend [verify].",
+    "lengths not uniform": "[rlvr] prompts.max_length_spread is {0.max_length_spread:g}: raise it.",
+    "too easy": "[rlvr] prompts.max_accuracy is {0.max_accuracy:g}: raise it, or take harder problems.",
+    "too hard": "[rlvr] prompts.min_accuracy is {0.min_accuracy:g}: lower it.",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,9 @@ def curate(run: Run) -> store.Manifest:
     dropped = Counter(one.reason for one in measured if not one.kept)
     kept = [problem for problem, one in zip(candidates, measured, strict=True) if one.kept]
     if not kept:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise RunError(f"{run.data}: no prompt is left ({reasons}). Raise max_length_spread or max_accuracy.")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        advice = _ADVICE[dropped.most_common(1)[0][0]].format(settings)
+        raise RunError(f"{run.data}: no prompt is left ({reasons}). {advice}")
     return store.write(run.data, Problem, kept, parents=[store.manifest(run.set).id, verdicts], dropped=dropped)
 
 

@@ -18,6 +18,7 @@ leave their group and are counted; they are never called wrong.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from algorist import store
+from algorist.errors import RunError
 from algorist.generate import rollouts
 from algorist.generate.sampling import Sampling
 from algorist.model.batches import GroupBatch
@@ -50,9 +52,15 @@ from algorist.verify.pool import Pool
 class Annealing:
     """The sampling temperature: linear from `start` to `end` over the first share `over` of the steps, then fixed."""
 
-    start: float = 1.0
-    end: float = 0.6
-    over: float = 0.5
+    start: float = 1.0  # of the first generation
+    end: float = 0.6  # of the last ones
+    over: float = 0.5  # share of the generations over which it moves from start to end
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.end) <= 0:
+            raise ValueError("temperature must stay above 0: a group of equal responses teaches nothing.")
+        if not 0 <= self.over <= 1:
+            raise ValueError(f"over = {self.over} is a share of the steps, 0 to 1 was expected.")
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class Critic:
     clip: float = 0.2  # how far a value may move from its old one, in units of reward
     warmup: int = 0  # generations in which only the critic learns
     whiten: bool = False  # advantages of a step get mean 0 and deviation 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise ValueError("gamma and lam are shares, 0 to 1 was expected.")
+        if min(self.weight, self.clip) <= 0 or self.warmup < 0:
+            raise ValueError("weight and clip must be above 0, and warmup not negative.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,10 @@ class Engine:
             raise ValueError("memory is a share, above 0 and below 1.")
         if self.device and not (self.ahead and self.kind == "native"):
             raise ValueError('device is that of a copy of the policy: it needs ahead = true and kind = "native".')
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError:
+            raise ValueError(f'device = "{self.device}" is none that torch knows, such as "cuda:1".') from None
 
 
 @dataclass(frozen=True)
@@ -139,9 +157,33 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.steps, self.updates, self.group_size) < 1:
             raise ValueError("steps, updates and group_size must be at least 1.")
-        if min(self.temperature.start, self.temperature.end) <= 0:
-            raise ValueError("temperature must stay above 0: a group of equal responses teaches nothing.")
+        if min(self.refills, self.oversample, self.enough_right) < 0:
+            raise ValueError("refills, oversample and enough_right must not be negative.")
+        if max(self.group_size, self.oversample) < 2:
+            raise ValueError("group_size = 1 without oversample: a response alone has nothing to be better than.")
+        if not 0 < self.max_prompt_accuracy <= 1:
+            raise ValueError("max_prompt_accuracy is a share above 0 and up to 1: no prompt would be learned from.")
         Sampling(self.temperature.start, 1.0, self.max_tokens)
+
+
+def choose(run: Run) -> store.Manifest:
+    """The prompts (stages/prompts.py), once it is sure that they can be learned from as the settings want.
+
+    Raises RunError where an engine or a device is not here, or there are more optimizer steps than prompts.
+    """
+    settings = run.settings
+    if settings.updates > run.training.batch_size:
+        raise RunError(
+            f"[rlvr] updates = {settings.updates}: {run.training.batch_size} prompts (batch_size) cannot be cut into "
+            "so many optimizer steps. Lower updates or raise batch_size."
+        )
+    if settings.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
+        raise RunError(
+            "[rlvr] engine.kind = \"vllm\": vllm is not installed. Install the extra (pip install '.[vllm]' in the "
+            'checkout), or take kind = "native".'
+        )
+    _require(settings.engine.device)
+    return curate(run)
 
 
 def plan(run: Run) -> Plan:
@@ -218,6 +260,8 @@ def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
         value = value + objective.entropy * losses.entropy_bonus(found.entropy, weights).value
     if policy.critic is not None:
         critic: Critic = settings.critic
+        if batch.critic_alone:
+            hidden, value = hidden.detach(), value.detach() * 0
         values = policy.values(batch.rows, hidden)
         fit = losses.value_loss(values, batch.returns, weights, old_values=batch.old_values, clip=critic.clip)
         value, metrics = value + critic.weight * fit.value, metrics | fit.metrics
@@ -241,6 +285,15 @@ def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.E
     )
 
 
+def _require(device: str) -> None:
+    wanted, there = torch.device(device or "cpu"), torch.accelerator.device_count()
+    if wanted.type != "cpu" and (wanted.index or 0) >= there:
+        raise RunError(
+            f'[rlvr] engine.device = "{device}": this machine has {there} accelerators. Leave it empty to sample on '
+            "the policy's own device."
+        )
+
+
 def _save_is_due(run: Run, generation: int) -> bool:
     """Whether the loop wants to save within a generation."""
     every, updates = run.training.save_every, int(run.settings.updates)
@@ -249,6 +302,10 @@ def _save_is_due(run: Run, generation: int) -> bool:
 
 def _alarm(settings: Any, entries: health.Entries) -> str:
     return health.alarm(settings.health, entries)
+
+
+def _looked_at(settings: Any) -> int:
+    return 10 * int(settings.updates)
 
 
 def _critic(settings: Any) -> CriticKind:
@@ -260,10 +317,11 @@ STAGE = Stage(
     Settings,
     Training(learning_rate=5e-7, batch_size=64, save_every=10, warmup=0.0, end_learning_rate=1.0),
     ("verify",),
-    curate,
+    choose,
     plan,
     steps,
     loss,
     critic=_critic,
     alarm=_alarm,
+    looked_at=_looked_at,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +18,8 @@ _RIGHT_CONTROL, _WRONG_CONTROL = 25_600 / 31_744, 3_702 / 31_744
 class Reward:
     """What a verdict is worth, and what else counts."""
 
-    right: float = 1.0
-    wrong: float = -1.0
+    right: float = 1.0  # of a response whose answer is right
+    wrong: float = -1.0  # of one whose answer is wrong, or that was cut off before it
     shaping: Literal["none", "cosine", "lead", "lambda", "phi4"] = "none"  # by length: numerics/rewards.py has them all
     length_weight: float = 0.1  # alpha of "lead" and "lambda"
     easy_accuracy: float = 0.75  # "lambda": groups with a smaller share of right responses are not shaped
@@ -26,12 +27,14 @@ class Reward:
     repetition: float = 0.0  # the most that repeated 3-grams cost
 
     def __post_init__(self) -> None:
-        if self.right <= self.wrong:
-            raise ValueError("right must be worth more than wrong.")
+        if not -math.inf < self.wrong < self.right < math.inf:
+            raise ValueError("right must be worth more than wrong, and both be finite.")
         if not 0 <= self.overlong <= 1:
             raise ValueError("overlong is a share of max_tokens, 0 to 1.")
-        if self.repetition < 0:
-            raise ValueError("repetition is a cost, at least 0.")
+        if not 0 <= self.easy_accuracy <= 1:
+            raise ValueError("easy_accuracy is a share, 0 to 1.")
+        if min(self.repetition, self.length_weight) < 0:
+            raise ValueError("repetition and length_weight are costs, at least 0.")
 
 
 def worth(group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_tokens: int) -> list[float]:
