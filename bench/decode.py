@@ -4,8 +4,9 @@
 
 The model is that of bench/train.py. The first table is milliseconds of a whole step with `--tokens` tokens in the cache
 of each row. The second is the products of a step alone, as torch computes them from weights as they lie (x W^T), from
-transposed copies (x V, V = W^T), the other way round ((W x^T)^T), and from weights that MKL has packed for just so many
-rows. A row is printed as JSON too.
+transposed copies (x V, V = W^T), the other way round ((W x^T)^T, which the sampler does from 8 or 16 rows on), and from
+weights that MKL has packed for just so many rows. Then the same for a layer of a 0.5B and a 1.5B model, in two ways.
+A row is printed as JSON too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+
+import algorist  # noqa: F401, I001  # before torch, as in a run: its threads wait as algorist says
 
 import numpy as np
 import torch
@@ -26,6 +29,10 @@ from algorist.generate.sampling import Request, Sampling
 from algorist.model.policy import Policy
 
 _STEPS, _ROUNDS = 40, 5
+_LAYERS = {  # (outputs, inputs) of the products of one layer
+    "0.5B": ((1152, 896), (896, 896), (9728, 896), (896, 4864)),
+    "1.5B": ((2048, 1536), (1536, 1536), (17920, 1536), (1536, 8960)),
+}
 
 
 def step(policy: Policy, rows: int, tokens: int) -> float:
@@ -45,8 +52,8 @@ def step(policy: Policy, rows: int, tokens: int) -> float:
     return statistics.median(taken)
 
 
-def products(matrices: list[Tensor], rows: int) -> dict[str, float]:
-    """Milliseconds of a step's products, the median of `_ROUNDS`, by how the weights lie."""
+def products(matrices: list[Tensor], rows: int, only: tuple[str, ...] = ()) -> dict[str, float]:
+    """Milliseconds of a step's products, the median of `_ROUNDS`, by how the weights lie; `only` names some ways."""
     inputs = {width: torch.randn(rows, width) for width in {matrix.shape[1] for matrix in matrices}}
     turned = [matrix.t().contiguous() for matrix in matrices]
     given = [inputs[matrix.shape[1]] for matrix in matrices]
@@ -55,12 +62,12 @@ def products(matrices: list[Tensor], rows: int) -> dict[str, float]:
         "transposed": lambda: [x @ v for x, v in zip(given, turned, strict=True)],
         "other way round": lambda: [(w @ x.t()).t() for x, w in zip(given, matrices, strict=True)],
     }
-    if torch.backends.mkl.is_available():
+    if torch.backends.mkl.is_available() and not only:
         packed = [torch.ops.mkl._mkl_reorder_linear_weight(matrix, rows) for matrix in matrices]
         ways["packed"] = lambda: [
             torch.ops.mkl._mkl_linear(x, p, w, None, rows) for x, p, w in zip(given, packed, matrices, strict=True)
         ]
-    return {name: timed(way) for name, way in ways.items()}
+    return {name: timed(way) for name, way in ways.items() if not only or name in only}
 
 
 def timed(way: Callable[[], object]) -> float:
@@ -78,7 +85,7 @@ def timed(way: Callable[[], object]) -> float:
 def main() -> None:
     """Both tables."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, nargs="*", default=[4, 20, 64])
+    arguments.add_argument("--rows", type=int, nargs="*", default=[4, 12, 20, 32])
     arguments.add_argument("--tokens", type=int, default=200)
     args = arguments.parse_args()
     policy = Policy(model("eager")).eval()
@@ -94,6 +101,13 @@ def main() -> None:
             print(f"{threads} threads, {rows:3} rows: a step {whole:.1f} ms; its products: {said}")
             row = {"bench": "decode", "threads": threads, "rows": rows, "tokens": args.tokens, "step_ms": whole}
             print(json.dumps({**row, "products_ms": found}), flush=True)
+            for size, shapes in _LAYERS.items():
+                with torch.inference_mode():
+                    found = products(
+                        [torch.randn(*shape) for shape in shapes], rows, ("as they lie", "other way round")
+                    )
+                said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+                print(f"{threads} threads, {rows:3} rows: a layer of a {size} model: {said} ms", flush=True)
 
 
 if __name__ == "__main__":
