@@ -17,9 +17,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-import algorist  # noqa: F401, I001  # before torch, as in a run: its threads wait as algorist says
-
 import numpy as np
+
+import algorist  # noqa: F401  # before torch, whose threads then wait as in a run
+
+# isort: split
 import torch
 from torch import Tensor
 from train import VOCABULARY, model

@@ -126,8 +126,9 @@ def ours(
 ) -> tuple[list[float], list[float]]:
     """(losses, seconds) of each step by the pieces that `algorist run` trains with; `profiled` prints where one more
     step's time goes."""
-    import algorist  # noqa: F401, I001  # before torch, as in a run: its threads wait as algorist says
+    import algorist  # noqa: F401  # before torch, whose threads then wait as in a run
 
+    # isort: split
     import torch
 
     from algorist.model import devices
