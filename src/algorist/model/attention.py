@@ -14,7 +14,6 @@ finds out; the model's own rotary embedding has been applied before we are calle
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,11 +26,14 @@ from algorist.model.kernels import PATHS, Attend
 NAME = "algorist"
 
 
-@dataclass(frozen=True)
 class Documents:
-    """Where the documents of a flat row stand, worked out once for one path of attention; every layer asks it."""
+    """Where the documents of a flat row stand, worked out once for one path of attention; every layer asks it.
 
-    attend: Attend
+    No dataclass: into the fields of one torch 2.11 looks, and compiles layers anew where lengths differ.
+    """
+
+    def __init__(self, attend: Attend) -> None:
+        self.attend = attend
 
     @classmethod
     def of(cls, bounds: Sequence[int], device: torch.device, path: str = "grouped") -> Documents:
