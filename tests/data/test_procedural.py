@@ -38,5 +38,5 @@ def test_messages() -> None:
 
 def test_without_the_library_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
-    with pytest.raises(RecipeError, match=r"reasoning-gym is not here. Install algorist\[gym\]."):
+    with pytest.raises(RecipeError, match=r"reasoning-gym is not here. Install the extra with pip install '\.\[gym\]'"):
         list(procedural.rows("gym://leg_counting"))
