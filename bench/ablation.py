@@ -121,7 +121,8 @@ def watched(run: Run, problems: Sequence[Problem], pool: Pool, curve: list[dict[
         for generation, step in enumerate(rlvr.STAGE.steps(this, policy)):
             if generation % every == 0:
                 shares, length = held_out(this, policy, problems[:_WATCHED], pool, 1)
-                curve.append({"tokens": sampled, "accuracy": sum(shares) / len(shares), "length": length})
+                point = {"generation": generation, "tokens": sampled, "accuracy": sum(shares) / len(shares)}
+                curve.append({**point, "length": length})
             sampled += step.facts["sampled_tokens"]
             yield step
 
@@ -161,7 +162,8 @@ def take(source: Path, out: Path, arm: str, seed: int, budget: int) -> dict[str,
     entries = journal.read(run.folder)
     sampled = sum(entry["sampled_tokens"] for entry in entries)
     watched_too = shares[:_WATCHED]
-    curve.append({"tokens": sampled, "accuracy": sum(watched_too) / len(watched_too), "length": length})
+    point = {"generation": steps, "tokens": sampled, "accuracy": sum(watched_too) / len(watched_too)}
+    curve.append({**point, "length": length})
     kept = [
         {
             "tokens": total,

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from algorist.data.picture import sheet, text
+
 HERE = Path(__file__).resolve().parent
 NAMES = {
     "plain": "plain GRPO",
@@ -50,11 +52,6 @@ def of_generations(rows: Rows, name: str, last: int | None = None) -> float:
     return statistics.fmean(values) if values else float("nan")
 
 
-def gain_of_one(row: dict[str, Any]) -> float:
-    """Accuracy that a generation brought, on the held-out problems that were watched from the start."""
-    return float((row["curve"][-1]["accuracy"] - row["curve"][0]["accuracy"]) / row["steps"])
-
-
 def spread_of_norms(rows: Rows) -> float:
     """Coefficient of variation of the gradient norm within a run, the mean over seeds."""
     found = []
@@ -77,10 +74,9 @@ def table(arms: dict[str, Rows]) -> str:
         "wasted",
         "train - eval",
         "generations",
-        "gain of one",
     )
     head = f"| {' | '.join(columns)} |"
-    lines = [head, "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [head, "|---|---:|---|---:|---|---:|---:|---:|---:|---:|---:|"]
     plain = {row["seed"]: np.array(row["shares"]) for row in arms.get("plain", [])}
     for arm, rows in arms.items():
         value, low, high = resampled([np.array(row["shares"]) for row in rows])
@@ -98,9 +94,19 @@ def table(arms: dict[str, Rows]) -> str:
             f"{100 * of_generations(rows, 'wasted'):.0f} %",
             f"{100 * gap:+.1f}",
             f"{statistics.fmean(row['steps'] for row in rows):.0f}",
-            f"{100 * statistics.fmean(gain_of_one(row) for row in rows):+.1f}",
         ]
         lines.append(f"| {NAMES[arm]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def way(arms: dict[str, Rows]) -> str:
+    """What the figure draws, in numbers."""
+    lines = []
+    for arm, rows in arms.items():
+        taken = [round(point["generation"]) for point in rows[0]["curve"]]
+        points = zip(taken, curve(rows), strict=True)
+        said = "; ".join(f"{count}: {tokens:,.0f}, {100 * value:.1f} %" for count, (tokens, value, _) in points)
+        lines.append(f"- {NAMES[arm]}: {said}")
     return "\n".join(lines)
 
 
@@ -125,11 +131,11 @@ def figure(arms: dict[str, Rows]) -> str:
     def place(tokens: float, value: float) -> str:
         return f"{left + tokens / longest * width:.1f},{top + (high - value) / (high - low) * height:.1f}"
 
-    parts = [f'<text x="{left}" y="24">held-out accuracy by tokens sampled, bands 95 % over seeds</text>']
+    parts = [text(left, 24, "held-out accuracy by tokens sampled, bands 95 % over seeds", "bold")]
     for share in np.linspace(low, high, 5):
         y = top + (high - share) / (high - low) * height
         parts.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#e4e4e8"/>')
-        parts.append(f'<text class="small" x="{left - 46}" y="{y + 4:.1f}">{100 * share:.1f} %</text>')
+        parts.append(text(left - 46, y + 4, f"{100 * share:.1f} %", "small"))
     for points, colour in zip(curves.values(), COLOURS, strict=False):
         above = [place(tokens, value + half) for tokens, value, half in points]
         below = [place(tokens, value - half) for tokens, value, half in reversed(points)]
@@ -139,15 +145,10 @@ def figure(arms: dict[str, Rows]) -> str:
     for row, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
         y = top + 16 + 20 * row
         parts.append(f'<path d="M{left + width + 16} {y - 4}h22" stroke="{colour}" stroke-width="3"/>')
-        parts.append(f'<text x="{left + width + 44}" y="{y}">{NAMES[arm]}</text>')
-    parts.append(f'<text class="small" x="{left}" y="{top + height + 18}">0</text>')
-    parts.append(f'<text class="small" x="{left + width - 40}" y="{top + height + 18}">{longest:,.0f}</text>')
-    style = "text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#555}"
-    size = f'viewBox="0 0 {left + width + 200} {top + height + 34}" width="{left + width + 200}"'
-    ground = '<rect width="100%" height="100%" fill="#fff"/>'
-    return "\n".join(
-        [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<style>{style}</style>", ground, *parts, "</svg>", ""]
-    )
+        parts.append(text(left + width + 44, y, NAMES[arm]))
+    parts.append(text(left, top + height + 18, "0", "small"))
+    parts.append(text(left + width - 40, top + height + 18, f"{longest:,.0f}", "small"))
+    return sheet(left + width + 200, top + height + 34, parts)
 
 
 def main() -> None:
@@ -161,7 +162,7 @@ def main() -> None:
     start = statistics.fmean(row["curve"][0]["accuracy"] for row in rows)
     sampled = [row["sampled_tokens"] for row in rows]
     seeds = len(next(iter(arms.values())))
-    text = f"""# The three remedies, one by one
+    page = f"""# The three remedies, one by one
 
 Made by `python docs/make_ablation.py` from `python bench/ablation.py runs/tiny runs/ablation`: the made-up world, one
 checkpoint of stage 3 ({100 * start:.1f} % of 200 held-out problems at the start), {seeds} seeds of stage 4 each,
@@ -173,13 +174,16 @@ said in [stage 4](stages/4.md); a world of 0.8M parameters proves mechanisms, no
 Accuracy: 500 held-out problems, 2 samples each at temperature 0.6; curves: 200 of them, 1 sample each on the way. Over
 plain: paired by seed and problem. Grad norm, spread: deviation over mean within a run. Length spread: within the groups
 sampled. Entropy and train - eval (accuracy of what is sampled in training less the held-out one, in points; prompts
-differ by arm): over the last three generations. Wasted: rollouts not learned from. Gain of one: points by generation,
-on the 200.
+differ by arm): over the last three generations. Wasted: rollouts not learned from.
+
+On the way, on the 200: generations taken, tokens sampled, accuracy.
+
+{way(arms)}
 
 ![learning curves](ablation.svg)
 """
-    (HERE / "ablation.md").write_text(text, encoding="utf-8")
-    print(text)
+    (HERE / "ablation.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 if __name__ == "__main__":
