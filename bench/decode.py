@@ -1,11 +1,13 @@
 """What a decoding step of the native sampler costs on a CPU, and what its matrix products do: by rows and by threads.
 
-    python bench/decode.py [--rows 4 20 64] [--tokens 200]
+    python bench/decode.py [--rows 4 12 20 32] [--tokens 200]
+    GOMP_SPINCOUNT=300000 python bench/decode.py      torch's own default
 
-The model is that of bench/train.py. The first table is milliseconds of a whole step with `--tokens` tokens in the cache
-of each row. The second is the products of a step alone, as torch computes them from weights as they lie (x W^T), from
-transposed copies (x V, V = W^T), the other way round ((W x^T)^T, which the sampler does from 8 or 16 rows on), and from
-weights that MKL has packed for just so many rows. Then the same for a layer of a 0.5B and a 1.5B model, in two ways.
+The first line is processor time that goes on after a product is done: torch's threads wait by spinning. The model is
+that of bench/train.py. The first table is milliseconds of a whole step with `--tokens` tokens in the cache of each row.
+The second is the products of a step alone, as torch computes them from weights as they lie (x W^T), from transposed
+copies (x V, V = W^T), the other way round ((W x^T)^T, which the sampler does from 8 or 16 rows on), and from weights
+that MKL has packed for just so many rows. Then the same for a layer of a 0.5B and a 1.5B model, in two ways.
 A row is printed as JSON too.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -35,6 +38,17 @@ _LAYERS = {  # (outputs, inputs) of the products of one layer
     "0.5B": ((1152, 896), (896, 896), (9728, 896), (896, 4864)),
     "1.5B": ((2048, 1536), (1536, 1536), (17920, 1536), (1536, 8960)),
 }
+
+
+def spun() -> float:
+    """Milliseconds of processor time that are spent after a product in parallel is done, the median of `_STEPS`."""
+    matrix, taken = torch.randn(512, 512), []
+    for _ in range(_STEPS):
+        matrix @ matrix
+        started = time.process_time()
+        time.sleep(0.05)
+        taken.append(1e3 * (time.process_time() - started))
+    return statistics.median(taken)
 
 
 def step(policy: Policy, rows: int, tokens: int) -> float:
@@ -93,6 +107,7 @@ def main() -> None:
     policy = Policy(model("eager")).eval()
     layers = [one.weight.detach() for one in policy.model.modules() if isinstance(one, torch.nn.Linear)]
     most = torch.get_num_threads()
+    print(f"GOMP_SPINCOUNT={os.environ['GOMP_SPINCOUNT']}: {spun():.2f} ms are spun after a product")
     for threads in dict.fromkeys((1, most)):
         torch.set_num_threads(threads)
         for rows in args.rows:
