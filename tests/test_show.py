@@ -39,7 +39,7 @@ def test_the_overview_has_tasks_funnel_table_and_what_else_there_is(command, smo
     assert text.splitlines()[-1] == more
 
 
-def test_what_an_older_version_or_another_recipe_made_is_called_so(command, smoke_run, tmp_path):
+def test_what_another_version_or_another_recipe_made_is_called_so(command, smoke_run, tmp_path):
     run = shutil.copytree(smoke_run, tmp_path / "run")
     for task in ("sft", "dpo"):
         mark = run / task / "task.json"
@@ -48,7 +48,7 @@ def test_what_an_older_version_or_another_recipe_made_is_called_so(command, smok
         value["fingerprint"] = f"2-{digest}" if task == "sft" else f"{version}-{digest[::-1]}"
         mark.write_text(json.dumps(value))
     states = dict(line.split(maxsplit=1) for line in shown(command, run).splitlines() if line.startswith("  "))
-    assert states["sft"] == "made by an older version" and states["dpo"] == "made by another recipe"
+    assert states["sft"] == "made by another version" and states["dpo"] == "made by another recipe"
 
 
 def test_the_funnel_has_every_data_set_with_drops_and_parents(command, smoke_run):

@@ -127,7 +127,7 @@ def run(
 def state(recipe: Recipe, root: Path, todo: Sequence[Task]) -> list[tuple[str, str]]:
     """(task, state) of every task, where the state is one of
 
-    "done", "begun", "to do", "made by another recipe", "made by an older version", "made from other data", or "waits
+    "done", "begun", "to do", "made by another recipe", "made by another version", "made from other data", or "waits
     for …": done, and made again only if that task comes to another content.
     """
     found: dict[str, str] = {}
@@ -143,7 +143,7 @@ def _state(folder: Path, fingerprint: str, inputs: Mapping[str, str]) -> str:
         return "to do"
     mark = store.read_json(folder / _MARK)
     if mark["fingerprint"].partition("-")[0] != str(FORMAT):
-        return "made by an older version"
+        return "made by another version"
     if mark["fingerprint"] != fingerprint:
         return "made by another recipe"
     if _changed(mark, inputs):
@@ -221,7 +221,7 @@ def _open_folder(recipe: Recipe, root: Path, todo: Sequence[Task], say: Callable
             if " not set → " not in line:  # a key that is new, or that only other verbs read
                 say(f"changed: {line}")
         found = state(recipe, root, todo)
-        for why in ("made by another recipe", "made by an older version"):
+        for why in ("made by another recipe", "made by another version"):
             if again := [name for name, one in found if one == why]:
                 what = f"{', '.join(again)}, {why}, and what comes to another content by it"
                 say(f"made again: {what}; what was there moves to {root / SUPERSEDED}")

@@ -7,6 +7,7 @@ step after another, `loss` turns one into a weighted sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +51,7 @@ class Training:
     batch_size: int = 128  # rows, pairs or prompts of one optimizer step
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
     recompute: Literal["auto", "none", "selective", "full"] = "auto"  # in the backward pass, to keep less in memory
-    compile: bool = (
-        False  # layers, and on a CPU steps of sampling, by torch.compile; the first waits; needs a C++ compiler
-    )
+    compile: bool = False  # layers, and on a CPU sampling, by torch.compile; the first step waits; needs a C++ compiler
     save_every: int = 200  # optimizer steps between two saves that a killed run can go on from
     lora: Lora = Lora()
 
@@ -63,6 +62,8 @@ class Training:
             raise ValueError(f"warmup = {self.warmup} is a share of the steps, 0 to 1 was expected.")
         if min(self.learning_rate, self.max_grad_norm, self.others_rate) <= 0:
             raise ValueError("learning_rate, max_grad_norm and others_rate must be above 0: nothing would be learned.")
+        if math.isinf(self.learning_rate):
+            raise ValueError("learning_rate = inf is no step that a weight could take.")
         if not 0 <= self.end_learning_rate <= 1:
             raise ValueError(
                 f"end_learning_rate = {self.end_learning_rate} is a share of the peak, 0 to 1 was expected."

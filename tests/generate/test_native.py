@@ -394,6 +394,15 @@ def test_steps_that_cannot_be_compiled_are_taken_uncompiled_and_said() -> None:
     assert found == expected
 
 
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0), Sampling(1.0, 0.9)])
+def test_logits_that_are_no_numbers_are_an_error_that_names_the_cause(sampling: Sampling) -> None:
+    policy = tiny.policy("Phi3")
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(RunError, match="logits are no numbers: its weights have grown too far. Lower learning_rate"):
+        native.sample(policy, requests(3), replace(sampling, max_tokens=4), end_ids=END)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 8, 15, 16, 20, 63, 64, 200])
 @pytest.mark.parametrize("shape", [(40, 24), (1024, 1025)])
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -160,7 +160,8 @@ def test_without_vllm():
     with pytest.raises(RunError) as told:
         engines.open_engine(tiny.policy(), end_ids=[END], context=64)
     assert str(told.value) == (
-        "vllm is not installed. Install the extra with pip install '.[vllm]', or take the native engine."
+        "[rlvr] engine.kind = \"vllm\": vllm is not installed. Install the extra with pip install '.[vllm]', or "
+        'take kind = "native".'
     )
 
 

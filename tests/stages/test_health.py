@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from algorist.stages import rlvr
 from algorist.stages.health import Health, alarm
 
 WELL = {
@@ -40,6 +41,16 @@ def test_ratios_are_those_of_all_optimizer_steps_on_a_generation() -> None:
     assert alarm(Health(), [calm, second]).startswith("5.0% of the tokens moved by more than a factor of 2")
     assert alarm(Health(), [calm, second, moved]) == ""  # judged anew with each generation
     assert alarm(Health(), [second, late, {"ratio_tail": 0.0}]) == ""
+
+
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_slopes_are_seen_however_many_optimizer_steps_a_generation_has(updates: int) -> None:
+    settings = rlvr.Settings(updates=updates)
+    falling = entries(*({"entropy": 0.5 / 2**i} for i in range(6)))
+    steps = [entry for one in falling for entry in (one, *[{"ratio_tail": 0.0}] * (updates - 1))]
+    for end in range(3 * updates + 1, len(steps) + 1):
+        shown = steps[:end][-rlvr.STAGE.looked_at(settings) :]
+        assert rlvr.STAGE.alarm(settings, shown).startswith("The policy's entropy fell")
 
 
 LONGER = [{"wrong_len": 100.0 + 20 * i, "right_len": 100.0 + i} for i in range(4)]

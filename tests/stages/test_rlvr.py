@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,24 @@ def test_no_prompt_left_is_an_error(tmp_path: Path, parent: Parent) -> None:
         f"{run.data}: no prompt is left (2 too easy, 1 too hard, 1 lengths not uniform, 1 could not be judged). "
         "[rlvr] prompts.max_accuracy is 0.01: raise it, or take harder problems."
     )
+
+
+def test_what_cannot_be_done_is_said_before_a_prompt_is_sampled(
+    tmp_path: Path, parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str, **keys: Any) -> str:
+        run = made(tmp_path / name, parent, **keys)
+        with pytest.raises(RunError) as told:
+            rlvr.STAGE.curate(run)
+        assert not (run.folder / "prompts").exists()
+        return str(told.value)
+
+    assert refused("updates", updates=99).startswith("[rlvr] updates = 99: ")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    elsewhere = rlvr.Engine(ahead=True, device="cuda:1")
+    assert "this machine has 1 accelerators" in refused("device", engine=elsewhere)
+    if importlib.util.find_spec("vllm") is None:
+        assert "vllm is not installed" in refused("vllm", engine=rlvr.Engine(kind="vllm"))
 
 
 def test_hard_prompts_are_sampled_again_and_groups_balanced(tmp_path: Path, parent: Parent, pool: Pool) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from algorist.errors import RunError
 from algorist.generate.drawing import draw
-from algorist.generate.sampling import Request, Response, Sampling
+from algorist.generate.sampling import Request, Response, Sampling, over
 from algorist.generate.steps import Steps, room
 from algorist.model.cache import PAGE, Kept, Pages
 from algorist.model.policy import Policy
@@ -136,10 +136,7 @@ class Batching:
 
     def _finish(self, index: int) -> str:
         """Why a request is finished; empty while it is not."""
-        said = self.said[index]
-        if said and said[-1] in self.ends:
-            return "stop"
-        return "length" if len(said) >= self.limits[index] else ""
+        return over(self.said[index], self.limits[index], self.ends)
 
     def _response(self, index: int) -> Response:
         finish = self._finish(index) or "unfinished"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -43,9 +43,14 @@ class Request:
 
     def over(self, sampling: Sampling, end_ids: Collection[int]) -> str:
         """How the response was finished before it came to an engine: "stop", "length", or empty where it goes on."""
-        if self.said and self.said[-1] in end_ids:
-            return "stop"
-        return "length" if len(self.said) >= self.limit(sampling) else ""
+        return over(self.said, self.limit(sampling), end_ids)
+
+
+def over(said: Sequence[int], limit: int, end_ids: Collection[int]) -> str:
+    """How what was said is finished: "stop", "length", or empty where it goes on."""
+    if said and said[-1] in end_ids:
+        return "stop"
+    return "length" if len(said) >= limit else ""
 
 
 def never() -> bool:

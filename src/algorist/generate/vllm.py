@@ -128,6 +128,15 @@ class Vllm:
         return finished
 
 
+def require() -> None:
+    """Raise RunError where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise RunError(
+            "[rlvr] engine.kind = \"vllm\": vllm is not installed. Install the extra with pip install '.[vllm]', or "
+            'take kind = "native".'
+        )
+
+
 def open_engine(
     policy: Policy, *, end_ids: Collection[int], context: int, memory: float = 0.5, num_sequences: int = 128
 ) -> Vllm:
@@ -142,10 +151,7 @@ def open_engine(
     Raises:
         RunError where vllm is not installed, or cannot open this model in the memory that it is given.
     """
-    if importlib.util.find_spec("vllm") is None:
-        raise RunError(
-            "vllm is not installed. Install the extra with pip install '.[vllm]', or take the native engine."
-        )
+    require()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -18,7 +18,6 @@ leave their group and are counted; they are never called wrong.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -177,11 +176,10 @@ def choose(run: Run) -> store.Manifest:
             f"[rlvr] updates = {settings.updates}: {run.training.batch_size} prompts (batch_size) cannot be cut into "
             "so many optimizer steps. Lower updates or raise batch_size."
         )
-    if settings.engine.kind == "vllm" and importlib.util.find_spec("vllm") is None:
-        raise RunError(
-            "[rlvr] engine.kind = \"vllm\": vllm is not installed. Install the extra (pip install '.[vllm]' in the "
-            'checkout), or take kind = "native".'
-        )
+    if settings.engine.kind == "vllm":
+        from algorist.generate import vllm
+
+        vllm.require()
     _require(settings.engine.device)
     return curate(run)
 
@@ -261,7 +259,7 @@ def loss(policy: Policy, batch: GroupBatch, settings: Any) -> Loss:
     if policy.critic is not None:
         critic: Critic = settings.critic
         if batch.critic_alone:
-            hidden, value = hidden.detach(), value.detach() * 0
+            hidden, value = hidden.detach(), torch.zeros_like(value)
         values = policy.values(batch.rows, hidden)
         fit = losses.value_loss(values, batch.returns, weights, old_values=batch.old_values, clip=critic.clip)
         value, metrics = value + critic.weight * fit.value, metrics | fit.metrics
