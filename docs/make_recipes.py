@@ -59,6 +59,7 @@ At the top of the file:
 |---|---|---|---|
 | `name` | none, must be given | a string | names the run folder, `runs/<name>` |
 | `seed` | `0` | a whole number | every random choice depends on it |
+| `stages` | all four | a list of strings | the stages that run, each on what the one before it made |
 | `extends` | none | a string | a recipe to put below this one; its path is relative to this file |
 """
 TAKES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}

@@ -156,6 +156,14 @@ def test_values_that_no_stage_can_use(refused, tmp_path, override, section, why)
     assert not (tmp_path / "run").exists()
 
 
+def test_stages_that_are_unknown_or_named_twice(refused, tmp_path):
+    known = "Known here: midtrain, sft, dpo, rlvr."
+    assert refused("--set", 'stages=["sft","ppo"]') == (2, f'{SMOKE}: stages has "ppo". {known}')
+    twice = f"{SMOKE}: stages names one twice. A run has one folder for each."
+    assert refused("--set", 'stages=["sft","sft"]') == (2, twice)
+    assert not (tmp_path / "run").exists()
+
+
 def test_samples_of_an_unknown_benchmark(refused):
     why = "[evaluate] samples.aime is of no benchmark. Known here: toy."
     assert refused("--set", "evaluate.samples.aime=8") == (2, f"{SMOKE}: {why}")

@@ -174,6 +174,9 @@ def test_the_resolved_recipe_is_an_equal_recipe(tmp_path: Path) -> None:
     }
     assert "stop_after" not in first.resolved()["rlvr"]
     assert "seeds" not in first.resolved()["evaluate"]
+    assert (first.stages, "stages" in first.resolved()) == (None, False)
+    some = made(tmp_path, text, ('stages=["rlvr"]',))
+    assert some.stages == ("rlvr",) and made(tmp_path, some.dumps(), name="again.toml") == some != first
 
 
 def test_differences(tmp_path: Path) -> None:
@@ -229,10 +232,12 @@ def test_unknown_names(tmp_path: Path, text: str, expected: str) -> None:
     [
         ("sed = 1\n", "sed is not a key at the top of a recipe. Did you mean seed?"),
         ("packing = true\n", "packing is not a key at the top of a recipe. It belongs to [sft]."),
-        ("qqq = 1\n", "qqq is not a key at the top of a recipe. Known here: name, seed, extends."),
+        ("qqq = 1\n", "qqq is not a key at the top of a recipe. Known here: name, seed, stages, extends."),
         ('seed = "a"\n', 'seed is "a", a whole number was expected.'),
         ("seed = true\n", "seed is true, a whole number was expected."),
         ("seed = -1\n", "seed is -1, a whole number from 0 up was expected."),
+        ('stages = "sft"\n', 'stages is "sft", a list of strings was expected.'),
+        ("stages = [3]\n", "stages[0] is 3, a string was expected."),
         ("sft = 3\n", "sft is 3, a section was expected. Write [sft]."),
         ("extends = 3\n", "extends is 3, a string was expected."),
     ],

@@ -31,7 +31,7 @@ from algorist.errors import RecipeError
 Kind = TypeVar("Kind")
 Address = tuple[str | int, ...]  # ("rlvr", "temperature", "start"); () is the recipe itself
 Sections = Mapping[str, tuple[Any, ...]]  # section → settings classes, or instances that hold a stage's own defaults
-TOP = ("name", "seed", "extends")
+TOP = ("name", "seed", "stages", "extends")
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -44,6 +44,7 @@ class Recipe:
     seed: int
     values: Mapping[str, tuple[Any, ...]]  # section → its filled settings, in the order of `sections`
     others: Mapping[str, Any] = field(default_factory=dict)  # sections that only other verbs read, as written
+    stages: tuple[str, ...] | None = None  # that run, each on what the one before it made; None: all
 
     def of(self, section: str, kind: type[Kind]) -> Kind:
         """The settings of one class in one section."""
@@ -57,7 +58,7 @@ class Recipe:
             section: {key: value for settings in filled for key, value in _plain(settings).items()}
             for section, filled in self.values.items()
         }
-        return {"name": self.name, "seed": self.seed, **sections, **self.others}
+        return {**_plain({"name": self.name, "seed": self.seed, "stages": self.stages}), **sections, **self.others}
 
     def dumps(self) -> str:
         """The resolved recipe as TOML; reading it again gives an equal recipe."""
@@ -94,8 +95,9 @@ def read(path: Path | None, sections: Sections, overrides: Sequence[str] = (), o
         raise source.fault(("name",), f"name is {_shown(name)}, {rule}")
     if seed < 0:
         raise source.fault(("seed",), f"seed is {seed}, a whole number from 0 up was expected.")
+    stages = _converted(source, ("stages",), table["stages"], tuple[str, ...]) if "stages" in table else None
     values = {section: _section(source, section) for section in sections}
-    return Recipe(path, name, seed, values, {name: table[name] for name in others if name in table})
+    return Recipe(path, name, seed, values, {name: table[name] for name in others if name in table}, stages)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -301,9 +303,9 @@ def _hint(word: str, known: Collection[str], sections: Sections) -> str:
 
 
 def _label(address: Address) -> str:
-    """`[rlvr] temperature.start`, `[data] problems[1]`, `seed`."""
+    """`[rlvr] temperature.start`, `[data] problems[1]`, `seed`, `stages[0]`."""
     steps = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in address[1:])
-    return f"[{address[0]}] {steps[1:]}" if steps else str(address[0])
+    return f"[{address[0]}] {steps[1:]}" if steps.startswith(".") else f"{address[0]}{steps}"
 
 
 def _shown(value: Any) -> str:

@@ -23,7 +23,7 @@ from algorist.model import devices
 from algorist.model.chat import Chat, load_tokenizer
 from algorist.recipe import Recipe
 from algorist.stage import Run, Step, Training
-from algorist.stages import STAGES, rlvr
+from algorist.stages import chosen, rlvr
 from algorist.train import train
 
 _READ = ("data", "prompts")  # folders of the stage that learning reads whole,
@@ -33,7 +33,7 @@ _SHARDS = ("rollouts", "verdicts", "carried")  # and those that it reads generat
 def replay(root: Path, recipe: Recipe, step: int | None, say: Callable[[str], object]) -> int:
     """Take the optimizer steps of stage 4 up to `step`, all unless given, once more and compare journals.
 
-    It begins at the latest save before `step`, or at the checkpoint of stage 3. The run is not changed.
+    It begins at the latest save before `step`, or at the model that stage 4 started from. The run is not changed.
 
     Returns:
         the number of steps whose numbers differ
@@ -100,7 +100,10 @@ def _start(folder: Path, copy: Path, last: int) -> int:
 
 
 def _run(root: Path, recipe: Recipe) -> Run:
-    parent = root / STAGES[-2].name / "checkpoint"
+    names = ["base", *(stage.name for stage in chosen(recipe))]
+    if rlvr.STAGE.name not in names:
+        raise RunError(f"{root}: stage 4 is none of this run's stages: {', '.join(names[1:]) or 'it has none'}.")
+    parent = root / names[names.index(rlvr.STAGE.name) - 1] / "checkpoint"
     if not parent.exists():
         raise RunError(f"{parent}: the model that stage 4 started from is gone. Replay works on a whole run folder.")
     model = recipe.of("model", chats.Settings)

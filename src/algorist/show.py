@@ -184,9 +184,9 @@ def _stage_run(look: Look, recipe: Recipe) -> Run:
     """The stage as training opens it, at the step to be shown."""
     from algorist.model.chat import Chat, load_tokenizer
     from algorist.stage import Run
-    from algorist.stages import STAGES, base
+    from algorist.stages import base, chosen
 
-    stages = {stage.name: stage for stage in (base.STAGE, *STAGES)}
+    stages = {stage.name: stage for stage in (base.STAGE, *chosen(recipe))}
     if look.stage not in stages:
         raise RecipeError(f"--stage {look.stage}: there is no such stage. {_nearest(look.stage, stages)}")
     before = {after: name for name, after in itertools.pairwise(stages)}

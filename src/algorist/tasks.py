@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from algorist import pipeline, store
-from algorist.data import decontaminate, funnel, sources
+from algorist.data import decontaminate, funnel, sets, sources
 from algorist.data import tasks as data
 from algorist.doctor import examine
 from algorist.errors import RecipeError, RunError
@@ -21,7 +21,7 @@ from algorist.model.policy import Policy
 from algorist.recipe import Recipe
 from algorist.records import Checkpoint
 from algorist.stage import Run, Stage
-from algorist.stages import STAGES, base
+from algorist.stages import STAGES, base, chosen
 from algorist.task import Context, Task, dropped
 from algorist.toy import base as toy_base
 from algorist.toy import words
@@ -53,7 +53,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         files = (*chats.tokenizer_files(model.base), Path(model.base) / "config.json")
         found.insert(0, Task("base", (), ("model",), _base, files if Path(model.base).is_dir() else ()))
     found.append(_scores_task("base"))
-    for stage in STAGES:
+    for stage in chosen(recipe):
         needs = (f"sets/{stage.name}", before)
         reads = ("seed", "model", stage.name, *stage.reads)
         found.append(Task(stage.name, needs, reads, partial(_stage, stage, f"{before}/checkpoint")))
@@ -75,7 +75,8 @@ def write_report(recipe: Recipe, root: Path) -> str:
     """
     if todo := [name for name, found in pipeline.state(recipe, root, tasks(recipe)) if found != "done"]:
         raise RunError(f"{root}: {todo[0]} is not done, so there is no table yet. Run the recipe to its end first.")
-    cards = [(name, checkpoints.card(root / name / "checkpoint")) for name in ("base", *(s.name for s in STAGES))]
+    names = ["base", *(stage.name for stage in chosen(recipe))]
+    cards = [(name, checkpoints.card(root / name / "checkpoint")) for name in names]
     funnel.write(root)
     found = report.scores(root / "scores", cards, list(recipe.of("data", sources.Settings).benchmarks))
     return report.write(root, recipe.name, found)
@@ -116,6 +117,7 @@ def _base(context: Context) -> None:
 def _stage(stage: Stage, parent: str, context: Context) -> None:
     """Curate, plan and train one stage on from the checkpoint of the task `parent`."""
     devices.settle()
+    _require_sets(context)
     if stage is not base.STAGE:  # which leaves out of its own made-up text what the benchmarks ask
         benchmarks = list(context.of("data", sources.Settings).benchmarks)
         found = sources.read_questions(context.root / "benchmarks", benchmarks)
@@ -136,6 +138,19 @@ def _stage(stage: Stage, parent: str, context: Context) -> None:
     if stage is not base.STAGE:  # whose texts are no responses
         examine.before_first_step(this, context.say)
     train(this, context.say)
+
+
+def _require_sets(context: Context) -> None:
+    """That every stage has something to learn from shows before the first of them is trained for hours."""
+    for stage in chosen(context.recipe):
+        folder = context.root / sets.FOLDER / stage.name
+        made = store.manifest(folder)
+        if not made.rows:
+            unmeasured = "; rlvr.unmeasured = true keeps problems without rollouts" * ("no rollouts" in made.dropped)
+            raise RunError(
+                f"{folder}: is empty{dropped(made)}, so {stage.name} would learn nothing. Loosen [curate] {stage.name}"
+                f"{unmeasured}; or leave {stage.name} out of `stages`."
+            )
 
 
 def _scores_task(stage: str) -> Task:

@@ -17,7 +17,8 @@ from algorist.data import balance, cards, curate, leakage, pairs
 from algorist.data.candidates import Choice, Proposal, Shards
 from algorist.data.curate import Settings
 from algorist.data.shards import Engine, Job, build, made_from, over
-from algorist.errors import RecordError
+from algorist.errors import RecipeError, RecordError
+from algorist.recipe import Recipe
 from algorist.records import Example, Preference, Question, content_id
 
 Name = Literal["midtrain", "sft", "dpo", "rlvr"]
@@ -26,6 +27,18 @@ KIND: dict[Name, type] = {"midtrain": Example, "sft": Example, "dpo": Preference
 FOLDER = "sets"  # of a run
 DRAWN_FROM = ("problems", "profiles", "rollouts", "verdicts", "measures")  # whose shards belong together
 LEAKAGE = "leakage.json"  # beside the pairs: what their form tells
+
+
+def wanted(recipe: Recipe) -> list[Name]:
+    """The sets that the stages of a recipe learn from or leave out; raises RecipeError for a stage that is unknown."""
+    if recipe.stages is None:
+        return list(SETS)
+    if unknown := [name for name in recipe.stages if name not in SETS]:
+        raise RecipeError(f'{recipe.path}: stages has "{unknown[0]}". Known here: {", ".join(SETS)}.')
+    if len(set(recipe.stages)) < len(recipe.stages):
+        raise RecipeError(f"{recipe.path}: stages names one twice. A run has one folder for each.")
+    left_out = recipe.of("curate", Settings).rlvr.disjoint_from if "rlvr" in recipe.stages else ()
+    return [name for name in SETS if name in recipe.stages or name in left_out]
 
 
 def needs(name: Name, settings: Settings) -> list[str]:

@@ -71,7 +71,7 @@ def tasks(recipe: Recipe) -> list[Task]:
         Task("measures", ("benchmarks", "problems", "rollouts"), counted, _measures, words),
         Task("profiles", ("problems", "rollouts", "verdicts"), ("labels",), _profiles),
     ]
-    for name in sets.SETS:
+    for name in sets.wanted(recipe):
         rules = (f"curate.{name}", *(["curate.midtrain"] if name == "sft" else []))  # stage 2 chooses among stage 1's
         needs = tuple(sets.needs(name, curate))
         found.append(Task(f"sets/{name}", needs, ("seed", "model.prompt", *rules), partial(_set, name)))

@@ -17,7 +17,7 @@ from algorist.model.policy import Policy
 from algorist.recipe import Recipe
 from algorist.records import Problem
 from algorist.stage import Run, Stage
-from algorist.stages import STAGES
+from algorist.stages import chosen
 from algorist.toy import words
 from algorist.trace import harmless
 
@@ -90,7 +90,7 @@ def reports(recipe: Recipe, root: Path) -> Iterator[Report]:
     is no rollout to make a sample of.
     """
     parent, fresh = root / "base" / "checkpoint", list[Stage]()
-    for stage in STAGES:
+    for stage in chosen(recipe):
         if parent.exists() and (root / stage.name / "data" / store.MANIFEST).exists():
             run = _run(recipe, root, stage, str(parent))
             try:

@@ -38,7 +38,7 @@ class Objective:
     clip_low: float = 0.2  # how far below 1 a ratio may fall before its gradient stops
     clip_high: float = 0.2  # how far above 1 it may rise
     dual_clip: float = 0.0  # largest ratio that a wrong response is pushed down with (arXiv 1912.09729); 0: none
-    kl: float = 0.0  # weight of KL(policy || stage-3 model)
+    kl: float = 0.0  # weight of KL(policy || first policy)
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"  # which is right in what: numerics/divergence.py
     kl_ratio: bool = True  # k1 and k3 times the ratio to the policy that sampled, which makes their gradients right
     entropy: float = 0.0  # weight of the policy's entropy, which the loss raises

@@ -1,9 +1,9 @@
 """Which prompts stage 4 learns from, and in which order they are asked.
 
-Remedy 1 of the paper, prompt optimization: before training, the stage-3 model samples every candidate prompt, and only
-prompts whose responses have uniform length are kept. Rounds, samples, measure and threshold are not printed; ours is
-the coefficient of variation over all samples of all rounds, and what the rule does to length spread and idle time is
-stored beside the data.
+Remedy 1 of the paper, prompt optimization: before training, the model that stage 4 starts from samples every candidate
+prompt, and only prompts whose responses have uniform length are kept. Rounds, samples, measure and threshold are not
+printed; ours is the coefficient of variation over all samples of all rounds, and what the rule does to length spread
+and idle time is stored beside the data.
 
 The order is drawn an epoch at a time: no prompt comes again before all others had their turn.
 """
@@ -31,7 +31,7 @@ from algorist.verify.pool import Pool
 
 @dataclass(frozen=True)
 class Prompts:
-    """Remedy 1: which prompts are trained on, measured by sampling them with the stage-3 model; and their order."""
+    """Remedy 1: which prompts are trained on, measured by sampling with the first policy; and their order."""
 
     candidates: int = 10_000  # problems sampled, drawn at random
     rounds: int = 2
@@ -61,7 +61,7 @@ _ADVICE = {  # by the reason why most candidates were left out
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the stage-3 model made of a prompt."""
+    """What the first policy made of a prompt."""
 
     problem_id: str
     accuracy: float | None  # share right of those that could be judged; None where none could

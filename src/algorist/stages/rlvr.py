@@ -66,7 +66,7 @@ class Annealing:
 class Critic:
     """PPO's own keys; GRPO reads none of them."""
 
-    trunk: Literal["own", "shared"] = "own"  # a copy of the stage-3 model, or a head on the policy itself
+    trunk: Literal["own", "shared"] = "own"  # a copy of the first policy, or a head on the policy itself
     gamma: float = 1.0  # discount per token
     lam: float = 1.0  # of GAE: 1 is the plain return, 0 one-step bootstrapping
     weight: float = 0.5  # of the value loss beside the policy loss
