@@ -6,8 +6,8 @@
 The first line is processor time that goes on after a product is done: torch's threads wait by spinning. The model is
 that of bench/train.py. The first table is milliseconds of a whole step with `--tokens` tokens in the cache of each row.
 The second is the products of a step alone, as torch computes them from weights as they lie (x W^T), from transposed
-copies (x V, V = W^T), the other way round ((W x^T)^T, which the sampler does from 8 or 16 rows on), and from weights
-that MKL has packed for just so many rows. Then the same for a layer of a 0.5B and a 1.5B model, in two ways.
+copies (x V, V = W^T), the other way round ((W x^T)^T), from weights that MKL has packed, which is what the sampler does
+(generate/products.py), and from weights that oneDNN has. Then a layer of a 0.5B and of a 1.5B model, in two ways.
 A row is printed as JSON too.
 """
 
@@ -57,7 +57,7 @@ def step(policy: Policy, rows: int, tokens: int) -> float:
     prompts = [tuple(draw.integers(2, VOCABULARY, tokens).tolist()) for _ in range(rows)]
     requests = [Request(prompt, key) for key, prompt in enumerate(prompts)]
     turns = Batching(policy, requests, Sampling(0.0, 1.0, 2 * _STEPS), frozenset(), num_slots=rows, how=How()).turns()
-    for _ in range(8):  # the prompts, and the first calls
+    for _ in range(24):  # the prompts, the first calls, and those before weights are packed
         next(turns)
     taken = []
     for _ in range(_STEPS):
@@ -78,10 +78,15 @@ def products(matrices: list[Tensor], rows: int, only: tuple[str, ...] = ()) -> d
         "transposed": lambda: [x @ v for x, v in zip(given, turned, strict=True)],
         "other way round": lambda: [(w @ x.t()).t() for x, w in zip(given, matrices, strict=True)],
     }
-    if torch.backends.mkl.is_available() and not only:
-        packed = [torch.ops.mkl._mkl_reorder_linear_weight(matrix, rows) for matrix in matrices]
+    if torch.backends.mkl.is_available():
+        ready = [torch.ops.mkl._mkl_reorder_linear_weight(matrix, 16) for matrix in matrices]
         ways["packed"] = lambda: [
-            torch.ops.mkl._mkl_linear(x, p, w, None, rows) for x, p, w in zip(given, packed, matrices, strict=True)
+            torch.ops.mkl._mkl_linear(x, p, w, None, rows) for x, p, w in zip(given, ready, matrices, strict=True)
+        ]
+    if torch.backends.mkldnn.is_available():
+        blocked = [torch.ops.mkldnn._reorder_linear_weight(matrix, 16) for matrix in matrices]
+        ways["oneDNN"] = lambda: [
+            torch.ops.mkldnn._linear_pointwise(x, p, None, "none", [], "") for x, p in zip(given, blocked, strict=True)
         ]
     return {name: timed(way) for name, way in ways.items() if not only or name in only}
 
@@ -120,9 +125,7 @@ def main() -> None:
             print(json.dumps({**row, "products_ms": found}), flush=True)
             for size, shapes in _LAYERS.items():
                 with torch.inference_mode():
-                    found = products(
-                        [torch.randn(*shape) for shape in shapes], rows, ("as they lie", "other way round")
-                    )
+                    found = products([torch.randn(*shape) for shape in shapes], rows, ("as they lie", "packed"))
                 said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
                 print(f"{threads} threads, {rows:3} rows: a layer of a {size} model: {said} ms", flush=True)
 

@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from algorist.errors import RunError
-from algorist.generate import native, rollouts, steps
+from algorist.generate import native, rollouts
 from algorist.generate.batching import Batching, How, Tally
 from algorist.generate.drawing import draw
 from algorist.generate.sampling import Request, Response, Sampling
@@ -401,20 +401,6 @@ def test_logits_that_are_no_numbers_are_an_error_that_names_the_cause(sampling: 
         policy.model.lm_head.weight.fill_(torch.nan)
     with pytest.raises(RunError, match="logits are no numbers: its weights have grown too far. Lower learning_rate"):
         native.sample(policy, requests(3), replace(sampling, max_tokens=4), end_ids=END)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 8, 15, 16, 20, 63, 64, 200])
-@pytest.mark.parametrize("shape", [(40, 24), (1024, 1025)])
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_products_with_few_rows_are_those_of_a_linear_layer(rows: int, shape: tuple[int, int], with_bias: bool) -> None:
-    torch.manual_seed(rows)
-    layer = torch.nn.Linear(shape[1], shape[0], bias=with_bias)
-    given = torch.randn(1, rows, shape[1])
-    with torch.no_grad():
-        expected = layer(given)
-        found = steps._multiply(given, layer.weight, layer.bias)
-    assert found.is_contiguous() and found.shape == expected.shape
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_sample_as_they_train() -> None:

@@ -2,7 +2,7 @@
 
 Between two calls the policy is the trainer's. During one it is lent: matrices are in the type of the products, cast
 once and not at every step; and rotary factors that were settled for all lengths are not looked up by length, which
-would make a GPU wait; and on a CPU few rows are multiplied the other way round. The numbers are the trainer's, but for
+would make a GPU wait; and on a CPU few rows are multiplied by packed weights. The numbers are the trainer's, but for
 rounding.
 
 On a GPU a decoding step is a captured graph, replayed for every batch that it is large enough for. On a CPU, where the
@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbols
 
+from algorist.generate.products import Loan, Products
 from algorist.model import longrope, memory
 from algorist.model.attention import Documents
 from algorist.model.cache import Decode, Kept, Pages, Prefill
@@ -50,7 +50,7 @@ class Steps:
     def __init__(self, policy: Policy, pages: Pages) -> None:
         self.policy, self.pages = policy, pages
         self._lent = [*_cast(policy), *_settled(policy.model)]
-        self._few = list(_few_rows(policy))
+        self._products = Products(policy)
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
         self._captures = policy.device.type == "cuda"
         self._compiles = bool(policy.fused) and policy.device.type == "cpu"
@@ -92,7 +92,7 @@ class Steps:
         given, positions = rows[0], rows[1]
         widest = int(lengths.max()) // size + 1
         used = (positions + 1).int()
-        with self._borrowed(self._few):
+        with self._borrowed(self._products.loans), self._products.lent(len(tokens)):
             layout = Decode(self.pages, rows[2:], torch.from_numpy(table).to(device), used, widest)
             if self._captures:
                 try:
@@ -193,9 +193,6 @@ def _compiled(backend: str) -> Callable[[Policy, Tensor, Tensor, Decode], Tensor
     return apart
 
 
-Loan = tuple[dict[str, Any], str, Any]  # attributes of a module, a name among them, and what stands there meanwhile
-
-
 def _cast(policy: Policy) -> Iterator[Loan]:
     """Matrices in the type of the products."""
     if policy.precision == torch.float32:
@@ -203,36 +200,6 @@ def _cast(policy: Policy) -> Iterator[Loan]:
     for module in policy.model.modules():
         if isinstance(module, nn.Linear) and module.weight.dtype == torch.float32:
             yield module._parameters, "weight", module.weight.detach().to(policy.precision)
-
-
-def _few_rows(policy: Policy) -> Iterator[Loan]:
-    """On a CPU, products with few rows the other way round."""
-    if policy.device.type == "cpu" and policy.precision == torch.float32 and torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        for module in policy.model.modules():
-            if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-                yield module.__dict__, "forward", MethodType(_linear, module)
-
-
-def _linear(module: nn.Linear, given: Tensor) -> Tensor:
-    multiply = _opaque if torch.compiler.is_compiling() else _multiply
-    return multiply(given, module.weight, module.bias)
-
-
-def _multiply(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b; as (W x^T)^T where MKL would rather copy W than multiply so few rows by it (bench/decode.py)."""
-    rows = given.reshape(-1, given.shape[-1])
-    if not (8 if weight.numel() > 2**20 else 16) <= len(rows) < 64:
-        return nn.functional.linear(given, weight, bias)
-    product = weight @ rows.t() if bias is None else torch.addmm(bias[:, None], weight, rows.t())
-    return product.t().contiguous().view(*given.shape[:-1], -1)
-
-
-_opaque = torch.library.custom_op("algorist::few_rows", _multiply, mutates_args=())
-
-
-@_opaque.register_fake
-def _(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return given.new_empty(*given.shape[:-1], len(weight))
 
 
 def _settled(model: nn.Module) -> Iterator[Loan]:
