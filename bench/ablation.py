@@ -1,12 +1,14 @@
 """The three remedies of stage 4, each alone and together, beside plain GRPO and DAPO: the same sampled tokens for all.
 
     python bench/ablation.py RUN OUT [--seeds 5] [--tokens 150_000] [--arms plain length balance annealing all dapo]
+        [--set learning_rate=0.003]
 
 RUN is a finished run of recipes/tiny.toml. Every arm starts from its stage-3 checkpoint and has stage 4's settings of
-its recipe but for what the arm changes; the seed moves everything that stage 4 draws. An arm takes as many generations
-as the token budget allows, told by a pilot of two generations. Held-out problems are asked at the start, at every
-quarter of the way and at the end (temperature 0.6, as the paper evaluates). One JSON line for each (arm, seed) goes to
-OUT/results.jsonl as soon as it is there: the same command goes on where it was stopped. docs/make_ablation.py draws it.
+its recipe but for what the arm changes, and `--set` for all of them; the seed moves everything that stage 4 draws. An
+arm takes as many generations as the token budget allows, told by a pilot of two generations. Held-out problems are
+asked at the start, at every quarter of the way and at the end (temperature 0.6, as the paper evaluates). One JSON line
+for each (arm, seed) goes to OUT/results.jsonl as soon as it is there: the same command goes on where it was stopped.
+docs/make_ablation.py draws it.
 """
 
 from __future__ import annotations
@@ -73,14 +75,14 @@ _WATCHED, _ASKED = 200, 2  # held-out problems asked on the way; samples of each
 _SHARED = ("problems", "benchmarks", "sets", "dpo")  # of the run that every arm starts from
 
 
-def opened(source: Path, root: Path, arm: str, seed: int, steps: int) -> Run:
+def opened(source: Path, root: Path, changes: Sequence[str], seed: int, steps: int) -> Run:
     """An arm's run of stage 4 in `root`; what comes before it is linked from the finished run."""
     root.mkdir(parents=True, exist_ok=True)
     for name in _SHARED:
         if not (root / name).exists():
             (root / name).symlink_to((source / name).resolve())
-    changes = [f"rlvr.{change}" for change in (*ARMS[arm], f"steps={steps}")]
-    recipe = replace(recipes.read(source / "recipe.toml", sections(), changes), seed=seed)
+    overrides = [f"rlvr.{change}" for change in (*changes, f"steps={steps}")]
+    recipe = replace(recipes.read(source / "recipe.toml", sections(), overrides), seed=seed)
     parent = root / "dpo" / "checkpoint"
     model = recipe.of("model", chats.Settings)
     chat = Chat.of(load_tokenizer(str(parent)), model.prompt, system=model.system)
@@ -129,13 +131,13 @@ def watched(run: Run, problems: Sequence[Problem], pool: Pool, curve: list[dict[
     return replace(run, stage=replace(run.stage, steps=steps))
 
 
-def pilot(source: Path, out: Path, arm: str) -> float:
+def pilot(source: Path, out: Path, arm: str, changes: Sequence[str]) -> float:
     """Sampled tokens of one generation of an arm, from its first two."""
     place = out / "pilot" / f"{arm}.json"
     if not place.exists():
         root = out / "pilot" / arm
         shutil.rmtree(root, ignore_errors=True)
-        run = opened(source, root, arm, 0, _PILOT)
+        run = opened(source, root, changes, 0, _PILOT)
         choose(run, out)
         train(run)
         tokens = [entry["sampled_tokens"] for entry in journal.read(run.folder)]
@@ -144,13 +146,13 @@ def pilot(source: Path, out: Path, arm: str) -> float:
     return float(store.read_json(place)["tokens"])
 
 
-def take(source: Path, out: Path, arm: str, seed: int, budget: int) -> dict[str, Any]:
+def take(source: Path, out: Path, arm: str, changes: Sequence[str], seed: int, budget: int) -> dict[str, Any]:
     """One arm with one seed, from prompt selection to its final score."""
     started = time.monotonic()
-    steps = max(2, round(budget / pilot(source, out, arm)))
+    steps = max(2, round(budget / pilot(source, out, arm, changes)))
     root = out / f"{arm}-{seed}"
     shutil.rmtree(root, ignore_errors=True)
-    run = opened(source, root, arm, seed, steps)
+    run = opened(source, root, changes, seed, steps)
     prompts = choose(run, out)
     names = list(run.recipe.of("data", sources.Settings).benchmarks)
     (problems,) = sources.read_benchmarks(root / "benchmarks", names).values()
@@ -198,6 +200,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=150_000)
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of [rlvr], for all arms")
     options = parser.parse_args()
     devices.settle()
     results = options.out / "results.jsonl"
@@ -211,7 +214,7 @@ def main() -> None:
         for arm in options.arms:
             if (arm, seed) in done:
                 continue
-            row = take(options.run, options.out, arm, seed, options.tokens)
+            row = take(options.run, options.out, arm, (*options.set, *ARMS[arm]), seed, options.tokens)
             with open(results, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             value, low, high = row["interval"]
