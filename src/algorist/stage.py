@@ -160,6 +160,7 @@ class Stage:
     steps: Callable[[Run, Policy], Iterator[Step]]
     loss: Callable[[Policy, Any, Any], Loss]
     critic: Callable[[Any], CriticKind] = lambda settings: "none"
+    copies: Callable[[Any], int] = lambda settings: 0  # models that `steps` holds on the policy's device beside it
     # Settings, and what the journal holds of the last steps: what is going wrong and what to do, "" where nothing is.
     alarm: Callable[[Any, Sequence[Mapping[str, Any]]], str] = lambda settings, entries: ""
     looked_at: Callable[[Any], int] = lambda settings: 10  # optimizer steps that the alarm is shown

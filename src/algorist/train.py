@@ -106,7 +106,8 @@ def _open(run: Run) -> tuple[Policy, Optimizer, Run]:
 def _fit(run: Run, plan: Plan, policy: Policy, optimizer: Optimizer, say: Callable[[str], object]) -> None:
     """Choose what the backward pass computes again so that a micro-batch fits into memory, say so, and compile."""
     training = run.training
-    need = memory.Need.of(policy, optimizer, max(training.tokens_per_batch, plan.longest))
+    longest = max(training.tokens_per_batch, plan.longest)
+    need = memory.Need.of(policy, optimizer, longest, run.stage.copies(run.settings))
     room = memory.available(policy.device)
     kind = memory.choose(need, room, training.recompute)
     for line in memory.describe(need, room, kind, training.recompute).splitlines():

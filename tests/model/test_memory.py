@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def test_the_terms_of_a_policy() -> None:
     assert (need.weights, need.gradients, need.optimizer) == (weights, weights, 2 * weights)
     assert need.activations["none"] > need.activations["selective"] > need.activations["full"] > 0
     assert need.total("none") == 4 * weights + need.activations["none"] + need.work["none"]
+    beside = Need.of(policy, Optimizer(policy, kind="adamw", weight_decay=0.0), 1000, copies=2)
+    assert (beside.weights, beside.copies) == (weights, 2 * weights)
+    assert beside.total("none") == need.total("none") + 2 * weights
     small = made("Llama", adapted=True)
     need = Need.of(small, Optimizer(small, kind="adamw", weight_decay=0.0), 1000)
     trained = sum(p.numel() * 4 for p in small.parameters() if p.requires_grad)
@@ -165,6 +169,8 @@ def test_the_plan_in_words() -> None:
         "memory: weights 14.0 + gradients 14.0 + optimizer 28.0 + activations 73.0 + work 9.0 = 138.0 GiB of "
         "139.0 GiB for 16,384 tokens at a time; recompute: none"
     )
+    said = memory.describe(replace(NEED, copies=7 * GIB), 139 * GIB, "full", "auto")
+    assert said.startswith("memory: weights 14.0 + copies 7.0 + gradients 14.0 + ") and " = 81.0 GiB of " in said
     warning = (
         "memory: THIS DOES NOT FIT, and the run may be killed. {} (a longer document still stands whole), take "
         'optimizer = "adamw8bit", or train an adapter with lora.rank.'

@@ -88,6 +88,15 @@ def test_what_cannot_be_done_is_said_before_a_prompt_is_sampled(
         assert "vllm is not installed" in refused("vllm", engine=rlvr.Engine(kind="vllm"))
 
 
+def test_models_beside_the_policy_are_in_the_memory_plan() -> None:
+    def copies(kl: float = 0.0, **engine: Any) -> int:
+        objective = replace(rlvr.Settings().objective, kl=kl)
+        return rlvr.STAGE.copies(rlvr.Settings(objective=objective, engine=rlvr.Engine(**engine)))
+
+    assert (copies(), copies(kl=0.1), copies(ahead=True), copies(kl=0.1, ahead=True)) == (0, 1, 1, 2)
+    assert (copies(ahead=True, device="cuda:1"), copies(ahead=True, kind="vllm")) == (0, 0)
+
+
 def test_hard_prompts_are_sampled_again_and_groups_balanced(tmp_path: Path, parent: Parent, pool: Pool) -> None:
     run = made(tmp_path, parent)
     kept, facts = filled(run, pool, [EASY, MIXED, WRONG])

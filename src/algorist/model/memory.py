@@ -50,10 +50,11 @@ class Need:
     optimizer: int
     activations: Mapping[Kind, int]
     work: Mapping[Kind, int]  # casts of weights, and the head or the layer whose backward runs, at their most
+    copies: int = 0  # models beside the policy: a reference, a sampler of its own
 
     @classmethod
-    def of(cls, policy: Policy, optimizer: Optimizer, tokens: int) -> Need:
-        """What training of a policy needs; two short forwards are run."""
+    def of(cls, policy: Policy, optimizer: Optimizer, tokens: int, copies: int = 0) -> Need:
+        """What training of a policy needs with so many models like it on its device; two short forwards are run."""
         trained = [p for p in policy.parameters() if p.requires_grad]
         kept = measure(policy)
         head, casts = _head(policy), _casts(policy)
@@ -68,11 +69,12 @@ class Need:
                 kind: max(head, casts, round(kept.work[kind] * tokens)) + (casts if kind == "none" else 0)
                 for kind in KINDS
             },
+            copies=copies * _size(policy.model.parameters()),
         )
 
     def total(self, kind: Kind) -> int:
         """All terms together, at the moment when most is held."""
-        return self.weights + self.gradients + self.optimizer + self.activations[kind] + self.work[kind]
+        return self.weights + self.copies + self.gradients + self.optimizer + self.activations[kind] + self.work[kind]
 
 
 def choose(need: Need, room: int, asked: Literal["auto", "none", "selective", "full"]) -> Kind:
@@ -87,6 +89,7 @@ def describe(need: Need, room: int, kind: Kind, asked: str) -> str:
     unit, name = (2**30, "GiB") if need.total(kind) >= 2**30 else (2**20, "MiB")
     terms = {
         "weights": need.weights,
+        **({"copies": need.copies} if need.copies else {}),
         "gradients": need.gradients,
         "optimizer": need.optimizer,
         "activations": need.activations[kind],

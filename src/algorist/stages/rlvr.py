@@ -310,6 +310,12 @@ def _critic(settings: Any) -> CriticKind:
     return settings.critic.trunk if settings.algorithm == "ppo" else "none"
 
 
+def _copies(settings: Any) -> int:
+    """The reference of the KL term, and the native engine's own where it samples ahead."""
+    engine: Engine = settings.engine
+    return int(settings.objective.kl > 0) + int(engine.ahead and engine.kind == "native" and not engine.device)
+
+
 STAGE = Stage(
     "rlvr",
     Settings,
@@ -320,6 +326,7 @@ STAGE = Stage(
     steps,
     loss,
     critic=_critic,
+    copies=_copies,
     alarm=_alarm,
     looked_at=_looked_at,
 )
