@@ -70,12 +70,27 @@ def test_replay_of_a_run_without_stage_4(command, smoke_run: Path, tmp_path: Pat
     assert command("replay", run)[::2] == (4, why)
 
 
-def test_an_empty_set_stops_the_run_before_anything_is_trained(command, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    status, _, err = command("run", SMOKE, "--out", run, "--set", 'stages=["rlvr"]', "--set", 'teacher.url=""')
+def test_an_empty_set_stops_the_run_before_the_first_stage(command, smoke_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    none_so_easy = ("curate.rlvr.min_pass_rate=0.999", "curate.rlvr.max_pass_rate=0.999")
+    changes = ('stages=["midtrain","rlvr"]', "midtrain.learning_rate=0.001", *none_so_easy)
+    status, _, err = command("run", SMOKE, "--out", run, *(word for one in changes for word in ("--set", one)))
+    said = err.splitlines()[-1]
+    assert status == 4 and said.startswith(f"{run / 'sets' / 'rlvr'}: is empty (left out: "), err
+    assert said.endswith(", so rlvr would learn nothing. Loosen [curate] rlvr; or leave rlvr out of `stages`.")
+    assert not (run / "midtrain" / "checkpoint").exists()  # which was to be made anew
+
+
+def test_problems_without_a_teacher_are_no_prompts_unless_that_is_wanted(
+    command, smoke_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    given = ("run", SMOKE, "--out", run, "--set", 'stages=["rlvr"]', "--set", 'teacher.url=""')
+    status, _, err = command(*given)
     assert (status, err.splitlines()[-1]) == (
         4,
         f"{run / 'sets' / 'rlvr'}: is empty (left out: 60 no rollouts), so rlvr would learn nothing. Loosen [curate] "
         "rlvr; rlvr.unmeasured = true keeps problems without rollouts; or leave rlvr out of `stages`.",
     )
-    assert not (run / "base" / "checkpoint").exists()
+    status, _, err = command(*given, "--set", "curate.rlvr.unmeasured=true", "--until", "sets/rlvr")
+    assert status == 0 and "sets/rlvr: 60 questions" in err

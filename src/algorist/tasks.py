@@ -117,8 +117,8 @@ def _base(context: Context) -> None:
 def _stage(stage: Stage, parent: str, context: Context) -> None:
     """Curate, plan and train one stage on from the checkpoint of the task `parent`."""
     devices.settle()
-    _require_sets(context)
     if stage is not base.STAGE:  # which leaves out of its own made-up text what the benchmarks ask
+        _require_sets(context)
         benchmarks = list(context.of("data", sources.Settings).benchmarks)
         found = sources.read_questions(context.root / "benchmarks", benchmarks)
         for data_set in ("problems", "measures"):  # statements, and texts of rollouts
