@@ -8,7 +8,8 @@ its recipe but for what the arm changes, and `--set` for all of them; the seed m
 arm takes as many generations as the token budget allows, told by a pilot of two generations. Held-out problems are
 asked at the start, at every quarter of the way and at the end (temperature 0.6, as the paper evaluates). One JSON line
 for each (arm, seed) goes to OUT/results.jsonl as soon as it is there: the same command goes on where it was stopped.
-Another `--set` wants another OUT: pilots and results are told apart by arm and seed only. docs/make_ablation.py draws it.
+Another `--set` wants another OUT: pilots and results are told apart by arm and seed only. docs/make_ablation.py draws
+what is there.
 """
 
 from __future__ import annotations
