@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,37 @@ def test_large_scores_do_not_overflow(threads: int) -> None:
     table, used = torch.tensor([[0]]).int(), torch.tensor([4]).int()
     found = paged.attend(torch.ones(1, 1, 1), keys, values, table, used, 1.0)
     assert found.item() == pytest.approx((1 + 2 / 2.718281828) / (1 + 1 / 2.718281828), abs=1e-6)
+
+
+def test_exp_is_that_of_float64() -> None:
+    x = np.linspace(-87, 0, 4001).astype(np.float32)
+    found = np.array([paged._exp(one) for one in x])
+    assert found == pytest.approx(np.exp(x.astype(np.float64)), rel=3e-7)
+    assert paged._exp(np.float32(0)) == 1 and paged._exp(np.float32(-88.5)) == 0 == paged._exp(np.float32(-3e38))
+
+
+def test_weights_are_those_of_float64() -> None:
+    """Scores of both signs, and so far apart that a weight may be too small for a number."""
+    scores = np.random.default_rng(1).permutation(np.linspace(-700, 90, 1999)).astype(np.float32)
+    expected = np.exp(0.25 * (scores.astype(np.float64) - scores.max()))
+    expected /= expected.sum()
+    paged._softmax(scores, np.float32(0.25))
+    assert scores == pytest.approx(expected, rel=1e-5, abs=2e-38)  # scores of 200 are rounded to 1e-5
+    assert scores.min() == 0 and scores.sum(dtype=np.float64) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("one", [np.nan, np.inf])
+def test_a_score_that_is_no_number_is_not_hidden(one: float) -> None:
+    """The sampler finds weights that have grown too far by logits that are no numbers."""
+    scores = np.array([1, 2, one, -3, 4], dtype=np.float32)
+    paged._softmax(scores, np.float32(1))
+    assert np.isnan(scores).all()
+
+
+def test_a_score_without_hope_has_no_weight() -> None:
+    scores = np.array([-np.inf, -200, -200], dtype=np.float32)  # all below what exp has numbers for
+    paged._softmax(scores, np.float32(1))
+    assert scores.tolist() == [0, 0.5, 0.5]
 
 
 def test_threads_change_no_bit() -> None:
