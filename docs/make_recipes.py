@@ -50,7 +50,8 @@ CONVENTIONS = "verify/conventions.py"  # whose keys [verify] takes too
 HEAD = """# Every key of a recipe
 
 Made by `python docs/make_recipes.py` from the settings classes and the comments beside their keys; edit those, not this
-page. A key that a recipe leaves out has the default shown here, and a section that it leaves out has all of them.
+page. A key that a recipe leaves out has the default shown here, or its `preset`'s, and a section that it leaves out has
+all of them.
 `algorist check recipes/tiny.toml` prints a recipe with every default filled in.
 
 At the top of the file:
@@ -128,10 +129,11 @@ class Source:
                     yield f"- `{key}`, {kind}, `{toml(default)}` unless given: {comment}"
 
     def comment(self, field: ast.AnnAssign) -> str:
-        """What stands behind a key on the line where its default ends."""
+        """What stands behind a key on the line where its default ends, else in the line above it."""
         assert field.end_lineno is not None
-        rest = self.lines[field.end_lineno - 1].encode()[field.end_col_offset :].decode()
-        return rest.strip().removeprefix("#").strip()
+        rest = self.lines[field.end_lineno - 1].encode()[field.end_col_offset :].decode().strip()
+        above = self.lines[field.lineno - 2].strip()
+        return (rest or (above if above.startswith("#") else "")).removeprefix("#").strip()
 
     def training(self) -> dict[str, Any] | None:
         """The defaults with which a stage's STAGE fills the loop's keys, None where the file has no stage."""

@@ -160,6 +160,11 @@ def test_the_rollouts_of_a_generation(command, smoke_run):
     head = rf"rlvr, generation 2: \d+ prompts, {entry['sampled']} rollouts, learned from {entry['learned_from']}\n"
     assert re.match(head, text)
     assert re.search(r"^  - .*\(wrong \(", text, re.MULTILINE)
+    every = shown(command, smoke_run, "batch", "--stage", "rlvr", "--count", 999)
+    fates = re.findall(r"^problem .* of \d+ right(?:, dropped: (.*))?$", every, re.MULTILINE)
+    assert fates == sorted(fates, key=bool)  # what was learned from comes first
+    reasons = {"none_right": "none right", "none_wrong": "none wrong", "too_easy": "too easy", "groups": ""}
+    assert {key: fates.count(reason) for key, reason in reasons.items()} == {key: entry[key] for key in reasons}
     first = shown(command, smoke_run, "batch", "--stage", "rlvr", "--step", 0)
     assert first.startswith("rlvr, generation 0: ")
 

@@ -184,7 +184,10 @@ def show(
     id_: Annotated[str, typer.Option("--id", help="A record's id, or how it begins.")] = "",
     count: Annotated[int | None, typer.Option(min=1, help="How many to show.")] = None,
     stage: Annotated[str, typer.Option(help="Whose batch: base, midtrain, sft, dpo or rlvr.")] = "sft",
-    step: Annotated[int | None, typer.Option(min=0, help="Which step's batch; the first, of rlvr the last.")] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Which step's batch, of rlvr which generation's; the first, of rlvr the last."),
+    ] = None,
     disagreements: Annotated[
         bool, typer.Option("--disagreements", help="Verdicts where rules and judge differ.")
     ] = False,

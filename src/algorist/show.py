@@ -154,7 +154,7 @@ def _batch(look: Look) -> None:
     """A training step as the model sees it, token by token; of rlvr, the rollouts of a generation."""
     run = _stage_run(look, look.recipe)
     if run.stage.name == "rlvr":
-        return _generation(look, run.settings.max_prompt_accuracy)
+        return _generation(look, run)
     # The steps of these stages are laid out from stored records alone: no policy is asked, and none is loaded.
     step = next(run.stage.steps(run, cast(Any, None)), None)
     if step is None:
@@ -238,8 +238,10 @@ def _coloured(look: Look, run: Run, ids: Sequence[int], weights: Sequence[float]
     return text
 
 
-def _generation(look: Look, easy: float) -> None:
+def _generation(look: Look, run: Run) -> None:
     """What the policy said in one generation, its verdicts, and the sign of its advantage where it was learned from."""
+    from algorist.stages.groups import group as selected
+
     shards = sorted((look.root / "rlvr" / "rollouts").glob("[0-9]*.parquet"))
     if not shards or (look.step or 0) >= len(shards):
         so_far = f"rlvr has sampled {len(shards)} generations so far"
@@ -254,13 +256,13 @@ def _generation(look: Look, easy: float) -> None:
     learned = f", learned from {facts[int(shard.stem)]['learned_from']:,}" if int(shard.stem) < len(facts) else ""
     look.say(f"rlvr, generation {int(shard.stem)}: {len(groups)} prompts, {len(rollouts):,} rollouts{learned}", "bold")
     look.say("+ right: pushed up where it is learned from; - wrong: pushed down")
-    shares = {own: sum(verdict.right is True for _, verdict in group) / len(group) for own, group in groups.items()}
-    # Prompts that were learned from first: what is too easy or has no right response was dropped.
-    order = sorted(groups, key=lambda own: not 0 < shares[own] <= easy)
+    judged = {own: [(one, v.right) for one, v in group if v.right is not None] for own, group in groups.items()}
+    fates = {own: selected(run, int(shard.stem), problems[own], found).selection for own, found in judged.items()}
+    order = sorted(groups, key=lambda own: not fates[own].kept)  # what was learned from first
     for problem_id in order[: look.count or 2]:
         problem, group = problems[problem_id], groups[problem_id]
         right = sum(verdict.right is True for _, verdict in group)
-        fate = "" if 0 < shares[problem_id] <= easy else ", dropped"
+        fate = "" if fates[problem_id].kept else f", dropped: {fates[problem_id].reason}"
         look.say(f"\nproblem {problem.id}, answer: {problem.answer}, {right} of {len(group)} right{fate}", "bold cyan")
         look.say(f"  {problem.statement}")
         for rollout, verdict in sorted(group, key=lambda judged: not judged[1].right)[: max(2 * right, 4)]:

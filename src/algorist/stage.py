@@ -48,7 +48,7 @@ class Training:
     others_rate: float = 1.0  # with Muon: the rate of embeddings and vectors, as a multiple of learning_rate
     weight_decay: float = 0.0  # decoupled, per step and unit of learning rate
     max_grad_norm: float = 1.0  # longer gradients are scaled to this norm
-    batch_size: int = 128  # rows, pairs or prompts of one optimizer step
+    batch_size: int = 128  # rows or pairs of an optimizer step; in [rlvr] prompts of a generation
     tokens_per_batch: int = 16_384  # of one micro-batch: what memory allows; changes nothing but rounding
     recompute: Literal["auto", "none", "selective", "full"] = "auto"  # in the backward pass, to keep less in memory
     compile: bool = False  # layers, and on a CPU sampling, by torch.compile; the first step waits; needs a C++ compiler

@@ -478,3 +478,10 @@ def test_pages_are_attended_where_they_stand(dtype: torch.dtype) -> None:
             tiny.assert_close(
                 copied[row, head].float(), scores @ v[:, head // 3], 1e-5 if dtype == torch.float32 else 2e-2
             )
+
+
+def test_a_copy_for_another_kind_of_device_takes_the_path_that_runs_everywhere() -> None:
+    policy = tiny.policy("Llama")
+    policy.path = "varlen"
+    paths = [rollouts.copied(policy, device).path for device in ("", "cpu", "meta")]
+    assert paths == ["varlen", "varlen", "grouped"]

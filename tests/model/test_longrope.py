@@ -39,6 +39,14 @@ SMALL = {
 }
 
 
+def test_positions_that_a_config_speaks_of() -> None:
+    assert longrope.positions({}) is None
+    assert longrope.positions({"max_position_embeddings": 4096, "rope_parameters": None}) == 4096
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
+    assert longrope.positions({"max_position_embeddings": 40_960, "rope_parameters": yarn}) == 131_072
+    assert longrope.positions({"text_config": {"max_position_embeddings": 512}, "max_position_embeddings": 9}) == 512
+
+
 def published() -> dict[str, Any]:
     wild.need()
     return json.loads((wild.HERE / "phi-4-mini" / "config.json").read_text(encoding="utf-8"))

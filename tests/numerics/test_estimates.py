@@ -25,6 +25,13 @@ def test_mean_interval_at_the_ends_keeps_its_width(value: float, count: int) -> 
     assert 0.0 <= low < high <= 1.0
 
 
+@pytest.mark.parametrize("value", [0.1, 0.25, 0.7])
+def test_equal_shares_are_not_taken_for_certain(value: float) -> None:
+    """Three times 0.1 has a computed variance of 1e-34, and so had an interval of no width."""
+    mean, low, high = estimates.mean_interval([value] * 3)
+    assert mean == pytest.approx(value) and high - low > 0.5
+
+
 def test_z_is_the_two_sided_95_percent_point() -> None:
     assert pytest.approx(twins.Z, abs=1e-12) == estimates.Z
 

@@ -42,6 +42,11 @@ def test_select_keeps_what_the_twin_allows(size: int, max_accuracy: float, balan
         assert found.kept in allowed, right
 
 
+def test_a_share_at_the_threshold_does_not_exceed_it() -> None:
+    right = [True] * 29 + [False] * 71  # 0.29 * 100 is 28.999999999999996
+    assert select(right, np.random.default_rng(0), max_accuracy=0.29).reason == "kept"
+
+
 def test_select_draws_every_balanced_subset_about_equally_often() -> None:
     right = [True, False, False, False, True, False]
     _, allowed = twins.select(right, balance=True, max_accuracy=0.5)

@@ -65,6 +65,14 @@ BROKEN = [
         "91% of the prompts teach nothing, most are too easy: lower prompts.max_accuracy.",
     ),
     (
+        [{"groups": 20, "kept_flat": 19, "none_right": 0, "none_wrong": 0, "too_easy": 0, "accuracy": 0.9}],
+        "95% of the prompts teach nothing, most are too easy: lower prompts.max_accuracy.",
+    ),
+    (
+        [{"groups": 20, "kept_flat": 19, "none_right": 0, "none_wrong": 0, "too_easy": 0, "accuracy": 0.1}],
+        "95% of the prompts teach nothing, most are too hard: raise oversample or prompts.min_accuracy.",
+    ),
+    (
         [{"entropy": x} for x in (0.5, 0.4, 0.2, 0.14)],
         "The policy's entropy fell from 0.500 to 0.140 nats in 3 generations: lower learning_rate, or raise "
         "objective.clip_high or temperature.end.",

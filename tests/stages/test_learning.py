@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from algorist.records import Rollout
 from algorist.stage import Run, Step
 from algorist.stages import groups as grouping
 from algorist.stages import rlvr
+from algorist.stages.generations import Generations
 from algorist.stages.learning import Objective
 from algorist.stages.rlvr import Annealing, Critic, Engine
 from algorist.stages.shaping import Reward
@@ -253,6 +255,17 @@ def test_ahead_a_generation_is_sampled_by_the_policy_before_the_one_before(tmp_p
     assert all(entry["idle_seconds"] > -0.01 for entry in entries)
     assert entries[0]["logprob_gap"] < 1e-4 < entries[1]["logprob_gap"]  # the policy has moved since
     assert entries[0]["kl"] < 1e-9 < entries[1]["kl"]  # to the policy that sampled
+
+
+def test_what_fails_ahead_fails_before_a_save(tmp_path: Path, parent: Parent, pool: Pool) -> None:
+    """After one the run would sample that generation by other weights than before."""
+    run = made(tmp_path, parent, [MIXED], engine=Engine(ahead=True))
+    failed: Future[Any] = Future()
+    failed.set_exception(RunError("no worker started"))
+    with Generations(run, lambda: None, pool, {}, 0) as generations:
+        generations._coming = failed
+        with pytest.raises(RunError, match="no worker"):
+            generations.wait()
 
 
 def test_what_is_sampled_ahead_is_given_up_when_the_run_ends(tmp_path: Path, parent: Parent) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from algorist import store
 from algorist.errors import RunError
+from algorist.model import devices
 from algorist.numerics.address import rng
 from algorist.records import Problem, Rollout
 from algorist.stages import groups as grouping
@@ -48,6 +49,25 @@ def test_curate_keeps_prompts_of_uniform_length_that_are_not_too_easy(tmp_path: 
     assert rlvr.plan(run).documents == 2
 
 
+def test_responses_that_may_outgrow_the_model_are_refused_before_any_is_sampled(tmp_path: Path, parent: Parent) -> None:
+    prompt = max(len(parent[1].prompt_ids(problem.statement)) for problem in ALL)
+    run = made(tmp_path, parent, max_tokens=65 - prompt)
+    with pytest.raises(RunError) as refused:
+        prompting.curate(run)
+    assert str(refused.value) == (
+        f"{parent[0]}: the model knows 64 positions, and a prompt of {prompt} tokens with a response of {65 - prompt} "
+        f"may come. Lower [rlvr] max_tokens to {64 - prompt} or less."
+    )
+    assert not (run.folder / "prompts").exists()
+    prompting.curate(made(tmp_path, parent, max_tokens=64 - prompt))
+
+
+def test_the_plan_counts_the_longest_response_that_may_come(tmp_path: Path, parent: Parent) -> None:
+    run = made(tmp_path, parent, [MIXED, EASY])
+    prompts = [len(run.chat.prompt_ids(problem.statement)) for problem in (MIXED, EASY)]
+    assert rlvr.plan(run).longest == max(prompts) + run.settings.max_tokens
+
+
 def test_curate_thresholds(tmp_path: Path, parent: Parent) -> None:
     loose = prompting.Prompts(candidates=5, rounds=1, samples=4, max_length_spread=9.0, max_accuracy=1.0)
     run = made(tmp_path / "loose", parent, prompts=loose)
@@ -81,9 +101,11 @@ def test_what_cannot_be_done_is_said_before_a_prompt_is_sampled(
         return str(told.value)
 
     assert refused("updates", updates=99).startswith("[rlvr] updates = 99: ")
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     elsewhere = rlvr.Engine(ahead=True, device="cuda:1")
-    assert "this machine has 1 accelerators" in refused("device", engine=elsewhere)
+    assert "one of this machine's 1 CUDA devices" in refused("device", engine=elsewhere)
+    metal = rlvr.Engine(ahead=True, device="mps")
+    assert '"mps": the sampler runs on "cpu" or on one of' in refused("metal", engine=metal)
     if importlib.util.find_spec("vllm") is None:
         assert "vllm is not installed" in refused("vllm", engine=rlvr.Engine(kind="vllm"))
 
@@ -95,6 +117,7 @@ def test_models_beside_the_policy_are_in_the_memory_plan() -> None:
 
     assert (copies(), copies(kl=0.1), copies(ahead=True), copies(kl=0.1, ahead=True)) == (0, 1, 1, 2)
     assert (copies(ahead=True, device="cuda:1"), copies(ahead=True, kind="vllm")) == (0, 0)
+    assert copies(ahead=True, device=str(devices.default())) == 1
 
 
 def test_hard_prompts_are_sampled_again_and_groups_balanced(tmp_path: Path, parent: Parent, pool: Pool) -> None:

@@ -48,4 +48,4 @@ def test_the_process_ends(tmp_path: Path) -> None:
         "threading.Event().wait()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.startswith(f"{tmp_path / 'stuck.txt'}: no response finished for 0 s")
+    assert done.returncode == 4 and done.stderr.startswith(f"{tmp_path / 'stuck.txt'}: no response finished for 0 s")

@@ -137,9 +137,7 @@ class Dpo:
 class Rlvr:
     """Stage 4: the prompts it may sample; which of them suit the policy it measures itself."""
 
-    min_pass_rate: float = (
-        0.1  # of the teacher: a gold answer never reached in 8 rollouts is more often wrong than hard
-    )
+    min_pass_rate: float = 0.1  # of the teacher: an answer never reached in 8 rollouts is more often wrong than hard
     max_pass_rate: float = 1.0  # what is easy for the teacher may be hard for the policy
     unmeasured: bool = False  # keep problems without rollouts: nothing shows that their answer can be reached
     size: int = 0  # prompts, drawn at random; 0: all

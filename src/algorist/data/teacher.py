@@ -46,16 +46,12 @@ class Settings:
     model: str = toy.MODEL  # as the servers know it; goes into the rollouts
     protocol: Literal["chat", "completion"] = "chat"  # chat: the prompt is a message; completion: it is continued
     samples: int = 8  # per problem
-    max_samples: int = (
-        0  # problems without a right sample are asked again, `samples` at a time, up to so many; 0: never
-    )
+    max_samples: int = 0  # problems without a right sample are asked again, `samples` at a time, up to so many; 0: no
     temperature: float = 0.6  # the paper does not print its teacher settings; these are Open-R1's
     top_p: float = 0.95  # share of the probability that is sampled from
     max_tokens: int = 16_384  # of a response; the toy teacher counts words
     concurrency: int = 256  # requests in flight, over all servers
-    seeded: bool = (
-        False  # send seeds: the same run gets the same samples; some servers die of them. The toy has them always
-    )
+    seeded: bool = False  # send seeds: the same run gets the same samples; some servers die of them. The toy always has
     timeout: float = 3600.0  # seconds for one request: long chains take long
     patience: float = 600.0  # seconds without an answer from any server after which the run ends
     key_env: str = server.KEY  # name of the environment variable that holds the servers' key, if they want one

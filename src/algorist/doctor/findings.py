@@ -20,7 +20,7 @@ from torch import Tensor
 
 from algorist import store
 from algorist.doctor.cases import Case, FirstStep
-from algorist.model import selfcheck
+from algorist.model import longrope, selfcheck
 from algorist.model.batches import Document, lay_out
 from algorist.model.chat import Chat, unopened
 from algorist.model.policy import Policy
@@ -203,10 +203,8 @@ def ids(step: FirstStep, chat: Chat, parent: str, lower: str) -> Finding:
     """
     file = Path(parent) / "config.json"
     config = store.read_json(file) if file.exists() else {}
-    config = config.get("text_config", config)
-    size, most = config.get("vocab_size", len(chat.tokenizer)), config.get("max_position_embeddings", step.longest)
-    rope = config.get("rope_parameters") or {}  # YaRN and its like stretch what the model was made for
-    most = max(most, int(rope.get("factor", 1) * rope.get("original_max_position_embeddings", 0)))
+    size = config.get("text_config", config).get("vocab_size", len(chat.tokenizer))
+    most = longrope.positions(config) or step.longest
     found = np.concatenate([case.tokens for case in step.cases])
     lowest, highest = int(found.min()), int(found.max())
     if lowest < 0 or highest >= size:

@@ -17,6 +17,7 @@ from algorist.generate.rollouts import Engine, Native, Speaker, rollouts
 from algorist.generate.sampling import Sampling
 from algorist.journal import progress
 from algorist.model.chat import Chat
+from algorist.model.longrope import positions
 from algorist.model.policy import Policy
 from algorist.records import Problem, Rollout, Verdict
 from algorist.verify.pool import Pool
@@ -76,10 +77,18 @@ def engine(
     Args:
         policy      of the checkpoint
         statements  of the problems, with the shortest of which a server is tried
+        say         told of a server that was tried, and of responses that may outgrow the model
 
     Raises:
         RunError where the server does not answer, or says something else than the policy.
     """
+    longest = max((len(chat.prompt_ids(statement)) for statement in statements), default=0) + settings.max_tokens
+    known = positions(policy.model.config.to_dict())
+    if known is not None and longest > known:
+        say(
+            f"{checkpoint}: a prompt with its response may come to {longest:,} tokens, and the model knows {known:,} "
+            "positions: what lies beyond counts, but means little. Lower [evaluate] max_tokens."
+        )
     if not settings.url:
         return Native(policy, chat.stops, settings.num_slots)
     name = settings.model or remote.served_model(settings.url, checkpoint=str(checkpoint), key_env=settings.key_env)

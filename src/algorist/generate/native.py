@@ -31,7 +31,7 @@ def stream(
         policy     samples; its weights must not change before the last response. In the mode it was in afterwards
         end_ids    tokens that end a response
         num_slots  sequences decoded together
-        enough     asked after each response; once it is true, the rest are given as they stand, "unfinished"
+        enough     asked after each response and each step; once true, the rest are given as they stand, "unfinished"
 
     Raises:
         RunError where the cache has no room for the longest sequence that may come.
@@ -42,7 +42,7 @@ def stream(
             for answer in answers:
                 yield answer
                 over = enough() or over
-            if over:
+            if over or enough():
                 break
         yield from sampler.rest()
 

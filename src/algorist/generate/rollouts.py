@@ -74,7 +74,10 @@ def copied(policy: Policy, device: str = "") -> Policy:
     for module in other.modules():  # compiled and recomputed layers are functions, and those of a copy run the original
         module.__dict__.pop("forward", None)
     other.fused = ""
-    return other.to(device or policy.device).requires_grad_(False)
+    target = torch.device(device or policy.device)
+    if target.type != policy.device.type:  # its path of attention has a kernel for the other kind of device
+        other.path = "grouped"
+    return other.to(target).requires_grad_(False)
 
 
 @dataclass(frozen=True)

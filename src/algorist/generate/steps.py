@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.fx.experimental import _config as symbols
 
 from algorist.generate.products import Loan, Products
@@ -115,7 +116,7 @@ class Steps:
         try:
             run = _compiled(self.policy.fused)
             return run(self.policy, tokens.repeat(twice), positions.repeat(twice), whole)[: len(tokens)]
-        except RuntimeError as error:
+        except (RuntimeError, FailOnRecompileLimitHit) as error:
             self._compiles = False
             warnings.warn(f"sampling goes on uncompiled, more slowly: {_first_line(error)}", stacklevel=2)
             return self._run(tokens, positions, layout)

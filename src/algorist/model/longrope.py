@@ -10,6 +10,7 @@ opens the checkpoint computes what was trained, however it would have decided.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +54,15 @@ def switches_at(config: Any) -> int | None:
     if rope is None or all(rope.get(f"short_{name}") == rope.get(f"long_{name}") for name in _PAIRS):
         return None
     return int(rope["original_max_position_embeddings"])
+
+
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Positions that a model knows by its config.json, YaRN's stretching counted; None where it is silent."""
+    text = config.get("text_config", config)
+    most = text.get("max_position_embeddings")
+    rope = text.get("rope_parameters") or {}
+    stretched = int(rope.get("factor", 1) * rope.get("original_max_position_embeddings", 0))
+    return None if most is None else max(most, stretched)
 
 
 def write_old_names(folder: Path) -> None:

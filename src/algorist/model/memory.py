@@ -157,7 +157,8 @@ def _available(root: Path) -> int:
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # no Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    group = (root / "proc/self/cgroup").read_text(encoding="ascii").rpartition("0::/")[2].strip()
+    own = root / "proc/self/cgroup"
+    group = own.read_text(encoding="ascii").rpartition("0::/")[2].strip() if own.exists() else ""
     top = root / "sys/fs/cgroup"
     for folder in (top / group, *(top / group).parents, top / "memory"):
         for most, now in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):

@@ -29,8 +29,8 @@ def mean_interval(shares: Sequence[float]) -> tuple[float, float, float]:
     values = np.asarray(shares, dtype=np.float64)
     count, mean = len(values), float(values.mean())
     # p (1 - p) / n is the variance that single right-or-wrong samples would have.
-    variance = float(values.var()) / count
-    effective = mean * (1 - mean) / variance if variance > 0 else float(count)
+    same = values.min() == values.max()  # the variance of equal numbers is not always 0 when it is computed
+    effective = float(count) if same else mean * (1 - mean) * count / float(values.var())
     centre = (mean + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
     reach = Z / (1 + Z**2 / effective) * math.sqrt(mean * (1 - mean) / effective + Z**2 / (4 * effective**2))
     return mean, max(0.0, centre - reach), min(1.0, centre + reach)

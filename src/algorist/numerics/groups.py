@@ -77,7 +77,7 @@ def select(
     bad = [i for i, r in enumerate(right) if not r]
     if not good and not (keep_flat and bad):
         return Selection((), "none right")
-    if len(good) > max_accuracy * len(right):
+    if len(good) / len(right) > max_accuracy:  # 0.29 * 100 is less than 29
         return Selection((), "too easy")
     if not bad and not keep_flat:
         return Selection((), "none wrong")

@@ -145,7 +145,7 @@ def _scores(query: Any, keys: Any, head: int, pages: Any, scores: Any) -> None:
         page, count = pages[start // size], min(size, scores.shape[1] - start)
         whole, after = count // 4 * 4, _after(keys, head, pages, start, scores.shape[1])
         for token in range(0, whole, 4):  # four at once: sums over the lanes of a register do not wait for each other
-            for index in range(after + token * dim, after + (token + 4) * dim if after >= 0 else 0, line):
+            for index in range(after + token * dim, after + (token + 4) * dim if after >= 0 else -1, line):
                 _fetch(keys, index)
             for member in range(len(query)):
                 a = b = c = d = np.float32(0)
@@ -188,7 +188,7 @@ def _ordered(bits: int) -> Any:
 
 @numba.njit(fastmath={"contract"}, cache=True)
 def _exp(x: Any) -> Any:
-    """e^x for x <= 0, to 3e-7 of itself: 2^n times the series of e^r, |r| <= log(2) / 2. 0 below e^-88."""
+    """e^x for x <= 0, to 3e-7 of itself: 2^n times the series of e^r, |r| <= log(2) / 2. 0 from e^-87.7 down."""
     x = max(x, np.float32(-88.1))
     power = np.rint(x * np.float32(1.4426950))  # / log 2
     r = x - power * np.float32(0.693359375)  # log 2 in two parts: few digits first, so that this product is exact
@@ -212,7 +212,7 @@ def _sums(weights: Any, values: Any, head: int, pages: Any, out: Any) -> None:
         page, count = pages[start // size], min(size, weights.shape[1] - start)
         whole, after = count // 4 * 4, _after(values, head, pages, start, weights.shape[1])
         for token in range(0, whole, 4):  # four at once: sums are loaded and stored a quarter as often
-            for index in range(after + token * dim, after + (token + 4) * dim if after >= 0 else 0, line):
+            for index in range(after + token * dim, after + (token + 4) * dim if after >= 0 else -1, line):
                 _fetch(values, index)
             for member in range(len(weights)):
                 weight = weights[member, start + token :]

@@ -89,9 +89,9 @@ class Generations:
             self._coming = self._beside.submit(self._sample, generation + 1, version, clock)
 
     def wait(self) -> None:
-        """Until nothing is under way."""
+        """Until nothing is under way. What failed there fails here, before a save that would not be exact any more."""
         if self._coming is not None:
-            self._coming.exception()
+            self._coming.result()
 
     def _known(self, generation: int) -> bool:
         """Whether a generation stands on disk, sampled before a kill by these very weights."""

@@ -121,6 +121,7 @@ def facts(generation: Generation) -> dict[str, float]:
         "too_easy": reasons["too easy"],
         "none_right": reasons["none right"],
         "none_wrong": reasons["none wrong"],
+        "kept_flat": sum(len(set(one.right)) == 1 for one in groups if one.selection.kept),
         "sampled": len(sampled),
         "learned_from": learned,
         "wasted": 1 - learned / len(sampled),

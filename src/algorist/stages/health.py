@@ -22,7 +22,7 @@ class Health:
     max_logprob_gap: float = 0.1  # mean |trainer - sampler| in nats per token above which the run stops
     patience: float = 3_600.0  # seconds without a finished response after which the run ends with all stacks; 0 never
     max_truncated: float = 0.3  # share of responses cut at max_tokens
-    max_flat: float = 0.8  # share of prompts without a signal: all right, all wrong, or too easy
+    max_flat: float = 0.8  # share of prompts without a signal: all right, all wrong, or too easy; dropped or kept
     min_entropy: float = 0.3  # of what it was some generations before
     max_ratio_tail: float = 0.02  # share of tokens whose probability more than doubled or halved since the sampling
     max_length_growth: float = 1.5  # of wrong responses over some generations, while right ones do not grow
@@ -67,11 +67,12 @@ def _truncated(health: Health, seen: Entries) -> str:
 
 def _flat(health: Health, seen: Entries) -> str:
     latest = seen[-1]
-    flat = latest["none_right"] + latest["none_wrong"] + latest["too_easy"]
-    share = flat / max(flat + latest["groups"], 1)
+    dropped = latest["none_right"] + latest["none_wrong"] + latest["too_easy"]
+    kept = latest.get("kept_flat", 0)
+    share = (dropped + kept) / max(dropped + latest["groups"], 1)
     if share <= health.max_flat:
         return ""
-    easy = latest["none_wrong"] + latest["too_easy"] > latest["none_right"]
+    easy = latest["accuracy"] > 0.5 if kept else dropped > 2 * latest["none_right"]
     knob = "lower prompts.max_accuracy" if easy else "raise oversample or prompts.min_accuracy"
     return f"{share:.0%} of the prompts teach nothing, most are too {'easy' if easy else 'hard'}: {knob}."
 

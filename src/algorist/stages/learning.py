@@ -141,7 +141,8 @@ def _rewarded(run: Run, group: Group) -> list[tuple[Rollout, float]]:
     """The responses learned from, with GRPO's advantage relative to each other, or for PPO the bare reward."""
     settings = run.settings
     rollouts, right = [group.rollouts[i] for i in group.selection.kept], [group.right[i] for i in group.selection.kept]
-    values = torch.tensor(worth(rollouts, right, settings.reward, settings.max_tokens))
+    accuracy = sum(group.right) / len(group.right)
+    values = torch.tensor(worth(rollouts, right, settings.reward, settings.max_tokens, accuracy))
     plain = settings.reward == Reward(settings.reward.right, settings.reward.wrong)
     epsilon = 0.0 if plain else _EPSILON  # with +1 and -1 alone, advantages are exact
     if settings.algorithm == "grpo":
@@ -151,7 +152,6 @@ def _rewarded(run: Run, group: Group) -> list[tuple[Rollout, float]]:
             case "rloo":
                 values = advantages.leave_one_out(values)
             case "lead":
-                accuracy = sum(group.right) / len(group.right)
                 values = advantages.difficulty_weighted(advantages.group_relative(values, epsilon=epsilon), accuracy)
             case _:
                 values = advantages.group_relative(values, epsilon=epsilon)

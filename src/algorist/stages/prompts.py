@@ -21,6 +21,8 @@ from algorist.errors import RunError
 from algorist.evals.evaluate import ask
 from algorist.generate.rollouts import Native, Speaker
 from algorist.generate.sampling import Sampling
+from algorist.model.longrope import positions
+from algorist.model.policy import Policy
 from algorist.numerics.address import rng
 from algorist.numerics.groups import idle_share, length_spread
 from algorist.records import Problem, Question, Rollout, Verdict
@@ -34,7 +36,7 @@ class Prompts:
     """Remedy 1: which prompts are trained on, measured by sampling with the first policy; and their order."""
 
     candidates: int = 10_000  # problems sampled, drawn at random
-    rounds: int = 2
+    rounds: int = 2  # of sampling every candidate
     samples: int = 4  # per round
     max_length_spread: float = 0.25  # coefficient of variation of a prompt's response lengths; the paper's bad example
     max_accuracy: float = 0.75  # prompts that are this easy already would only be dropped later
@@ -99,11 +101,24 @@ def curate(run: Run) -> store.Manifest:
     return store.write(run.data, Problem, kept, parents=[store.manifest(run.set).id, verdicts], dropped=dropped)
 
 
+def _require_positions(run: Run, policy: Policy, candidates: Sequence[Problem]) -> None:
+    """Refuse responses that may outgrow the model, before any is sampled: the first of them would take hours."""
+    known = positions(policy.model.config.to_dict())
+    prompt = max((len(run.chat.prompt_ids(problem.statement)) for problem in candidates), default=0)
+    if known is not None and prompt + run.settings.max_tokens > known:
+        raise RunError(
+            f"{run.parent}: the model knows {known:,} positions, and a prompt of {prompt:,} tokens with a response of "
+            f"{run.settings.max_tokens:,} may come. Lower [rlvr] max_tokens to {known - prompt:,} or less."
+        )
+
+
 def _sample(run: Run, candidates: Sequence[Problem]) -> None:
     settings: Prompts = run.settings.prompts
     sampling = Sampling(run.settings.temperature.start, 1.0, run.settings.max_tokens)
     wanted = [(problem, i) for problem in candidates for i in range(settings.rounds * settings.samples)]
-    engine = Native(run.opened(), run.chat.stops, run.settings.engine.num_slots)
+    policy = run.opened()
+    _require_positions(run, policy, candidates)
+    engine = Native(policy, run.chat.stops, run.settings.engine.num_slots)
     with Pool.of(run.recipe) as pool:
         ask(
             Speaker(engine, run.chat, "rlvr/prompts"),

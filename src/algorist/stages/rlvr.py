@@ -30,6 +30,7 @@ from algorist import store
 from algorist.errors import RunError
 from algorist.generate import rollouts
 from algorist.generate.sampling import Sampling
+from algorist.model import devices
 from algorist.model.batches import GroupBatch
 from algorist.model.policy import CriticKind, Policy
 from algorist.numerics import losses
@@ -185,8 +186,11 @@ def choose(run: Run) -> store.Manifest:
 
 
 def plan(run: Run) -> Plan:
-    """Generations times updates; the tokens are sampled on the way."""
-    return Plan(run.settings.steps * run.settings.updates, store.manifest(run.data).rows, 0)
+    """Generations times updates; the tokens are sampled on the way, and a response may be as long as it may get."""
+    settings, problems = run.settings, store.stream(run.data, Problem)
+    prompt = max((len(run.chat.prompt_ids(problem.statement)) for problem in problems), default=0)
+    rows = store.manifest(run.data).rows
+    return Plan(settings.steps * settings.updates, rows, 0, longest=prompt + settings.max_tokens)
 
 
 def steps(run: Run, policy: Policy) -> Iterator[Step]:
@@ -284,11 +288,11 @@ def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.E
 
 
 def _require(device: str) -> None:
-    wanted, there = torch.device(device or "cpu"), torch.accelerator.device_count()
-    if wanted.type != "cpu" and (wanted.index or 0) >= there:
+    wanted, there = torch.device(device or "cpu"), torch.cuda.device_count()
+    if wanted.type != "cpu" and (wanted.type != "cuda" or (wanted.index or 0) >= there):
         raise RunError(
-            f'[rlvr] engine.device = "{device}": this machine has {there} accelerators. Leave it empty to sample on '
-            "the policy's own device."
+            f'[rlvr] engine.device = "{device}": the sampler runs on "cpu" or on one of this machine\'s {there} CUDA '
+            "devices. Leave it empty to sample on the policy's own device."
         )
 
 
@@ -313,7 +317,10 @@ def _critic(settings: Any) -> CriticKind:
 def _copies(settings: Any) -> int:
     """The reference of the KL term, and the native engine's own where it samples ahead."""
     engine: Engine = settings.engine
-    return int(settings.objective.kl > 0) + int(engine.ahead and engine.kind == "native" and not engine.device)
+    own = devices.default()
+    wanted = torch.device(engine.device or own)
+    beside = wanted.type == own.type and (wanted.index or 0) == (own.index or 0)
+    return int(settings.objective.kl > 0) + int(engine.ahead and engine.kind == "native" and beside)
 
 
 STAGE = Stage(

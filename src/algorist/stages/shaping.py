@@ -18,11 +18,11 @@ _RIGHT_CONTROL, _WRONG_CONTROL = 25_600 / 31_744, 3_702 / 31_744
 class Reward:
     """What a verdict is worth, and what else counts."""
 
-    right: float = 1.0  # of a response whose answer is right
-    wrong: float = -1.0  # of one whose answer is wrong, or that was cut off before it
+    right: float = 1.0  # of a response whose answer is right; "lead", "lambda" and "phi4" have numbers of their own
+    wrong: float = -1.0  # of one whose answer is wrong, or that was cut off before it; so have "lambda" and "phi4"
     shaping: Literal["none", "cosine", "lead", "lambda", "phi4"] = "none"  # by length: numerics/rewards.py has them all
     length_weight: float = 0.1  # alpha of "lead" and "lambda"
-    easy_accuracy: float = 0.75  # "lambda": groups with a smaller share of right responses are not shaped
+    easy_accuracy: float = 0.75  # "lambda": groups less often right are not shaped; see max_prompt_accuracy too
     overlong: float = 0.0  # share of max_tokens at its end in which a response loses up to 1 by its length; 0: none
     repetition: float = 0.0  # the most that repeated 3-grams cost
 
@@ -37,9 +37,11 @@ class Reward:
             raise ValueError("repetition and length_weight are costs, at least 0.")
 
 
-def worth(group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_tokens: int) -> list[float]:
-    """The reward of each response of a group."""
-    found = _by_length(group, right, reward, max_tokens)
+def worth(
+    group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_tokens: int, accuracy: float
+) -> list[float]:
+    """The reward of each response learned from; `accuracy` is that of all that were sampled of the prompt."""
+    found = _by_length(group, right, reward, max_tokens, accuracy)
     if reward.overlong:
         margin = max(1, round(reward.overlong * max_tokens))
         cut = (rewards.overlong_penalty(one.num_tokens, max_length=max_tokens, margin=margin) for one in group)
@@ -50,7 +52,9 @@ def worth(group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_t
     return found
 
 
-def _by_length(group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_tokens: int) -> list[float]:
+def _by_length(
+    group: Sequence[Rollout], right: Sequence[bool], reward: Reward, max_tokens: int, accuracy: float
+) -> list[float]:
     lengths = [one.num_tokens for one in group]
     match reward.shaping:
         case "cosine":
@@ -63,9 +67,9 @@ def _by_length(group: Sequence[Rollout], right: Sequence[bool], reward: Reward, 
         case "lead":
             return rewards.relative_length(right, lengths, alpha=reward.length_weight, wrong=reward.wrong)
         case "lambda":
-            return rewards.length_when_easy(
-                right, lengths, alpha=reward.length_weight, least_accuracy=reward.easy_accuracy
-            )
+            if accuracy < reward.easy_accuracy:
+                return [float(good) for good in right]
+            return rewards.length_when_easy(right, lengths, alpha=reward.length_weight, least_accuracy=0.0)
         case "phi4":
             return [
                 rewards.phi4_reward(

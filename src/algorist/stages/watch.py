@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+from algorist.errors import RunError
 from algorist.records import Problem
 
-_EXIT = 1
+_EXIT = RunError.exit_status
 _SHOWN = 200  # prompts in flight that are named
 
 
