@@ -105,6 +105,11 @@ def test_length_counts_among_right_responses_of_easy_groups_only() -> None:
     assert 1.0 > found[0] > found[1] > found[2] > 0.8 and found[3] == 0.0
     assert found[1] == pytest.approx(0.9)
     assert rewards.length_when_easy(hard, lengths, alpha=0.2, least_accuracy=0.75) == [1.0, 0.0, 0.0, 0.0]
+    of_more = {
+        accuracy: rewards.length_when_easy(hard, lengths, alpha=0.2, least_accuracy=0.75, accuracy=accuracy)
+        for accuracy in (0.7, 0.8)
+    }
+    assert of_more[0.7][0] == 1.0 > of_more[0.8][0]
 
 
 def test_wrong_responses_do_not_move_the_length_that_right_ones_are_measured_by() -> None:

@@ -51,7 +51,7 @@ class Settings:
     top_p: float = 0.95  # share of the probability that is sampled from
     max_tokens: int = 16_384  # of a response; the toy teacher counts words
     concurrency: int = 256  # requests in flight, over all servers
-    seeded: bool = False  # send seeds: the same run gets the same samples; some servers die of them. The toy always has
+    seeded: bool = False  # send seeds: the same run gets the same samples; some servers die of them. The toy is always
     timeout: float = 3600.0  # seconds for one request: long chains take long
     patience: float = 600.0  # seconds without an answer from any server after which the run ends
     key_env: str = server.KEY  # name of the environment variable that holds the servers' key, if they want one

@@ -82,7 +82,7 @@ def engine(
     Raises:
         RunError where the server does not answer, or says something else than the policy.
     """
-    longest = max((len(chat.prompt_ids(statement)) for statement in statements), default=0) + settings.max_tokens
+    longest = chat.longest_prompt(statements) + settings.max_tokens
     known = positions(policy.model.config.to_dict())
     if known is not None and longest > known:
         say(

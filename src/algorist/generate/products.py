@@ -38,8 +38,7 @@ class Products:
 
     def __init__(self, policy: Policy) -> None:
         self._layers = list(_layers(policy))
-        # In wide steps: what is packed rounds a little otherwise, and free memory is never twice the same.
-        free = 1 << memory.available(policy.device).bit_length() - 1
+        free = memory.in_wide_steps(memory.available(policy.device))  # what is packed rounds a little otherwise
         if _SHARE * sum(4 * layer.weight.numel() for layer in self._layers) > free:
             self._layers = []
         self.loans: list[Loan] = [(one.__dict__, "forward", MethodType(_linear, one)) for one in self._layers]

@@ -36,13 +36,10 @@ _SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the memory that is free: the rest is fo
 
 def room(kept: Kept, device: torch.device) -> int:
     """Tokens that a cache may hold where not all that may come fits: those of the largest power of two of bytes that
-    leaves enough of the memory that is free now.
-
-    Who has to wait, and so which response finishes first, follows from this number. Steps so wide are taken because
-    free memory is never twice the same: a resumed run finds another number only where it lies at the border of two.
+    leaves enough of the memory that is free now. Who has to wait, and so who finishes first, follows from it.
     """
     free = int(_SHARE[device.type] * (memory.available(device) - memory.used(device)))
-    return (1 << max(0, free.bit_length() - 1)) // kept.bytes
+    return memory.in_wide_steps(free) // kept.bytes
 
 
 class Steps:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,10 @@ class Chat:
                 "what the tokenizer adds by itself."
             )
         return ids
+
+    def longest_prompt(self, statements: Iterable[str]) -> int:
+        """Tokens of the longest rendered question; 0 where there is none."""
+        return max((len(self.prompt_ids(statement)) for statement in statements), default=0)
 
     def response_ids(self, text: str, *, ended: bool = True) -> tuple[int, ...]:
         """Ids of a response, with the end of turn unless it was cut off before it; what the prompt has said of it

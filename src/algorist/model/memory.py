@@ -137,6 +137,15 @@ def available(device: torch.device) -> int:
     return _available(Path("/"))
 
 
+def in_wide_steps(size: int) -> int:
+    """The largest power of two that is at most `size`, and 1 at least.
+
+    For what follows from free memory and is to be the same again in a run that goes on: free memory is never twice the
+    same, and such a number changes only where it lies at the border of two.
+    """
+    return 1 << max(0, size.bit_length() - 1)
+
+
 def used(device: torch.device) -> int:
     """Bytes that this process uses now; 0 where that cannot be told."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident(Path("/"))

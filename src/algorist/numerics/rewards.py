@@ -113,7 +113,13 @@ def relative_length(
 
 
 def length_when_easy(
-    right: Sequence[bool], lengths: Sequence[int], *, alpha: float, least_accuracy: float, epsilon: float = 1e-6
+    right: Sequence[bool],
+    lengths: Sequence[int],
+    *,
+    alpha: float,
+    least_accuracy: float,
+    accuracy: float | None = None,
+    epsilon: float = 1e-6,
 ) -> list[float]:
     """Length counts only where most of a group is right; elsewhere a right response is simply worth 1.
 
@@ -126,6 +132,7 @@ def length_when_easy(
         lengths         (G,)  tokens
         alpha           the most that length can cost, 0 to 1
         least_accuracy  share of right responses from which length counts
+        accuracy        that share, where `right` is what balancing left of a larger group; None: of `right`
 
     Returns:
         (G,) rewards.
@@ -140,7 +147,7 @@ def length_when_easy(
     >>> [round(r, 2) for r in length_when_easy([True, True], [10, 30], alpha=0.4, least_accuracy=0.75)]
     [0.89, 0.71]
     """
-    if sum(right) < least_accuracy * len(right):
+    if (sum(right) / len(right) if accuracy is None else accuracy) < least_accuracy:
         return [float(r) for r in right]
     scores = _standings(right, lengths, epsilon)
     return [1.0 - alpha / (1.0 + math.exp(-z)) if r else 0.0 for r, z in zip(right, scores, strict=True)]

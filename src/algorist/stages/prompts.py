@@ -104,7 +104,7 @@ def curate(run: Run) -> store.Manifest:
 def _require_positions(run: Run, policy: Policy, candidates: Sequence[Problem]) -> None:
     """Refuse responses that may outgrow the model, before any is sampled: the first of them would take hours."""
     known = positions(policy.model.config.to_dict())
-    prompt = max((len(run.chat.prompt_ids(problem.statement)) for problem in candidates), default=0)
+    prompt = run.chat.longest_prompt(problem.statement for problem in candidates)
     if known is not None and prompt + run.settings.max_tokens > known:
         raise RunError(
             f"{run.parent}: the model knows {known:,} positions, and a prompt of {prompt:,} tokens with a response of "

@@ -188,9 +188,8 @@ def choose(run: Run) -> store.Manifest:
 def plan(run: Run) -> Plan:
     """Generations times updates; the tokens are sampled on the way, and a response may be as long as it may get."""
     settings, problems = run.settings, store.stream(run.data, Problem)
-    prompt = max((len(run.chat.prompt_ids(problem.statement)) for problem in problems), default=0)
-    rows = store.manifest(run.data).rows
-    return Plan(settings.steps * settings.updates, rows, 0, longest=prompt + settings.max_tokens)
+    longest = run.chat.longest_prompt(problem.statement for problem in problems) + settings.max_tokens
+    return Plan(settings.steps * settings.updates, store.manifest(run.data).rows, 0, longest)
 
 
 def steps(run: Run, policy: Policy) -> Iterator[Step]:
@@ -277,7 +276,7 @@ def _engine(run: Run, policy: Policy, problems: Iterable[Problem]) -> rollouts.E
         return rollouts.Native(sampling, run.chat.stops, settings.engine.num_slots)
     from algorist.generate import vllm
 
-    longest = max(len(run.chat.prompt_ids(problem.statement)) for problem in problems)
+    longest = run.chat.longest_prompt(problem.statement for problem in problems)
     return vllm.open_engine(
         policy,
         end_ids=run.chat.stops,

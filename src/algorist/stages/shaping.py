@@ -67,9 +67,8 @@ def _by_length(
         case "lead":
             return rewards.relative_length(right, lengths, alpha=reward.length_weight, wrong=reward.wrong)
         case "lambda":
-            if accuracy < reward.easy_accuracy:
-                return [float(good) for good in right]
-            return rewards.length_when_easy(right, lengths, alpha=reward.length_weight, least_accuracy=0.0)
+            how = {"alpha": reward.length_weight, "least_accuracy": reward.easy_accuracy, "accuracy": accuracy}
+            return rewards.length_when_easy(right, lengths, **how)
         case "phi4":
             return [
                 rewards.phi4_reward(
